@@ -1,0 +1,204 @@
+/**
+ * The typed door to native code, as interfaces: what stages and tests may rely on. `engine.ts` builds it over the addon.
+ * All methods throw Q4Error. Handles may be disposed twice; using one after disposal is an error, never a crash.
+ */
+import type { DType, Program } from '../program.js';
+
+export type NumericArray = Float32Array | Int32Array | Uint8Array | Uint16Array | BigInt64Array;
+
+export interface DeviceInfo {
+  readonly kind: 'cpu' | 'cuda';
+  /** "AMD EPYC", "NVIDIA H200" */
+  readonly name: string;
+  /** "reference", "avx2", "avx512", "sm_90a" */
+  readonly instructions: string;
+  readonly index: number;
+  readonly threads: number;
+  readonly totalBytes: number;
+  readonly freeBytes: number;
+}
+
+export interface TensorInfo {
+  readonly name: string;
+  readonly dtype: DType;
+  readonly shape: readonly number[];
+  readonly bytes: number;
+}
+
+/** Parts of an nvfp4 tensor as they stand in files; plain tensors have only `data`. */
+export type TensorPart = 'data' | 'qdata' | 'scale' | 'global_scale';
+
+/** Named tensors in device memory: weights, masters, moments, caches, inputs, outputs. */
+export interface Store {
+  /** Takes zeroed memory; a name that exists with the same dtype and shape is an error too. */
+  allocate(name: string, dtype: DType, shape: readonly number[]): void;
+  has(name: string): boolean;
+  info(name: string): TensorInfo;
+  list(): TensorInfo[];
+  /** Bytes now held. */
+  readonly bytes: number;
+  /** A copy as raw elements: f32 → Float32Array, i32 → Int32Array, u8 and codes → Uint8Array, 16-bit → Uint16Array. */
+  read(name: string, part?: TensorPart): NumericArray;
+  /** Overwrites the whole tensor (or part); the array's type and length must match. */
+  write(name: string, data: NumericArray, part?: TensorPart): void;
+  free(name: string): void;
+  dispose(): void;
+}
+
+/** Scratch memory shared by programs that never run at the same time. */
+export interface Arena {
+  readonly bytes: number;
+  dispose(): void;
+}
+
+export interface OpTime {
+  readonly index: number;
+  readonly op: string;
+  readonly scope: string;
+  readonly phase: string;
+  readonly seconds: number;
+}
+
+export interface RunOptions {
+  /** Checked between ops; the run then rejects with Q4501 and the store may hold a half-done step. */
+  readonly signal?: AbortSignal;
+  readonly profile?: boolean;
+}
+
+export interface RunResult {
+  readonly seconds: number;
+  /** Only with `profile`. */
+  readonly ops?: readonly OpTime[];
+}
+
+export interface DecodeOptions {
+  /** Store tensor i32 [B] that a run of the program fills with the sampled tokens. */
+  readonly tokens: string;
+  readonly maxTokens: number;
+  /** A row ends after one of these; the loop ends when all rows have. */
+  readonly stopTokens: readonly number[];
+  /** Called in order for every sampled row that has not ended yet; return true to end that row (a stop string). */
+  readonly onToken?: (row: number, token: number) => boolean | void;
+  readonly signal?: AbortSignal;
+}
+
+export interface DecodeResult {
+  /** Per row, in order; the stop token is included. */
+  readonly tokens: readonly (readonly number[])[];
+  readonly finish: readonly ('stop' | 'length' | 'cancelled')[];
+  readonly seconds: number;
+  /** Program runs: tokens that went into every row's cache. */
+  readonly steps: number;
+}
+
+/** A checked program bound to a store and an arena. Runs off the JavaScript thread, one at a time. */
+export interface Executable {
+  readonly program: Program;
+  run(options?: RunOptions): Promise<RunResult>;
+  /** Runs the program again and again natively, streaming tokens out, until every row has ended. */
+  decode(options: DecodeOptions): Promise<DecodeResult>;
+  dispose(): void;
+}
+
+/** One tensor of a `.dat` or safetensors file. */
+export interface FileEntry {
+  readonly name: string;
+  /** Element type as the format spells it, normalised: u8 i8 i16 i32 i64 f16 bf16 f32 f64 bool e2m1x2 e4m3. */
+  readonly type: FileType;
+  readonly shape: readonly number[];
+  /** Of the payload, from the start of the file. */
+  readonly offset: number;
+  readonly bytes: number;
+}
+
+export type FileType =
+  'u8' | 'i8' | 'i16' | 'i32' | 'i64' | 'f16' | 'bf16' | 'f32' | 'f64' | 'bool' | 'e2m1x2' | 'e4m3';
+
+/** A checked index of a tensor file. The file must not change between indexing and reading (size and mtime are compared). */
+export interface FileIndex {
+  readonly format: 'dat' | 'safetensors';
+  readonly path: string;
+  readonly fileBytes: number;
+  readonly modifiedNs: bigint;
+  readonly entries: readonly FileEntry[];
+  /** safetensors `__metadata__`; empty for `.dat`. */
+  readonly metadata: Readonly<Record<string, string>>;
+}
+
+/** Where a file entry goes. Plain entries are converted to the tensor's dtype; codes and scales are copied as they are. */
+export interface LoadItem {
+  readonly entry: string;
+  readonly tensor: string;
+  readonly part: TensorPart;
+}
+
+export interface LoadOptions {
+  /** Accept NaN and infinities in plain tensors. Default false. */
+  readonly allowNonFinite?: boolean;
+  readonly onProgress?: (doneBytes: number, totalBytes: number) => void;
+  readonly signal?: AbortSignal;
+}
+
+export interface LoadResult {
+  readonly bytes: number;
+  readonly seconds: number;
+  /** Block scales loaded, and how many of them are exactly 2^-6, the predecessor's clamp. */
+  readonly scaleBlocks: number;
+  readonly floorBlocks: number;
+}
+
+/** What stands in a written file under `name`: a store tensor's part (converted to `type` if plain), or host data. */
+export type WriteItem =
+  | {
+      readonly name: string;
+      readonly type: FileType;
+      readonly shape: readonly number[];
+      readonly tensor: string;
+      readonly part: TensorPart;
+    }
+  | { readonly name: string; readonly type: FileType; readonly shape: readonly number[]; readonly data: NumericArray };
+
+export interface WriteResult {
+  readonly bytes: number;
+  readonly sha256: string;
+  readonly seconds: number;
+}
+
+/** Tensor files: checked before memory is taken, streamed to and from the device, never through JavaScript. */
+export interface TensorFiles {
+  indexDat(path: string): Promise<FileIndex>;
+  indexSafetensors(path: string): Promise<FileIndex>;
+  load(store: Store, index: FileIndex, items: readonly LoadItem[], options?: LoadOptions): Promise<LoadResult>;
+  /** One entry as host data (golden files, tests). */
+  readEntry(index: FileIndex, entry: string): Promise<NumericArray>;
+  /** Written aside, fsynced, read back by the parser, renamed. An existing file is replaced at the rename only. */
+  writeDat(store: Store | null, path: string, items: readonly WriteItem[], options?: LoadOptions): Promise<WriteResult>;
+}
+
+export interface EngineOptions {
+  readonly device: 'cpu' | 'cuda';
+  readonly index?: number;
+  /** cpu: 0 = all cores. */
+  readonly threads?: number;
+  /** cpu: the plain scalar fp32 path. */
+  readonly reference?: boolean;
+}
+
+export interface Engine {
+  readonly device: DeviceInfo;
+  readonly files: TensorFiles;
+  createStore(): Store;
+  createArena(bytes: number): Arena;
+  /** Checks and binds. The arena must hold `program.arenaBytes`; without one the executable owns its own. */
+  load(program: Program, store: Store, arena?: Arena): Executable;
+  dispose(): void;
+}
+
+/** What this build has and this machine offers. */
+export interface Probe {
+  readonly cudaBuilt: boolean;
+  readonly cudaTargets: string;
+  readonly cudaReason: string;
+  readonly cudaDevices: readonly DeviceInfo[];
+  readonly cpu: DeviceInfo;
+}
