@@ -22,11 +22,36 @@ export const ERROR_CODES = {
     'no usable CUDA device',
     'runtime.device asks for CUDA, but the build has none or the machine offers no usable GPU. q4run never falls back to the CPU silently: set runtime.device: cpu or auto, or install the driver. `q4run doctor` says what is missing.',
   ),
+  Q4404: entry(
+    4,
+    'native addon does not load',
+    'The compiled part of q4run is missing or was built for another machine. Run `npm run build:native` in the package; `q4run doctor` shows what was found.',
+  ),
   Q4501: entry(5, 'cancelled', 'A program was cancelled before it ended.'),
   Q4510: entry(
     1,
     'invalid program',
     'A program handed to the native runtime names an unknown op or dtype, or its shapes do not match the op. Programs are made by q4run itself, so this is a bug: please report it with the output of `q4run graph`.',
+  ),
+  Q4511: entry(
+    1,
+    'unknown tensor',
+    'A program or stage used a tensor that the store does not hold (or holds already, or with another type). This is a bug in q4run: please report it.',
+  ),
+  Q4512: entry(
+    5,
+    'operation not supported here',
+    'The device cannot run this op with this element type or shape. On the CPU use precision: fp32.',
+  ),
+  Q4513: entry(
+    1,
+    'device busy',
+    'Something touched device memory while a program was running on it. This is a bug in q4run: please report it.',
+  ),
+  Q4514: entry(
+    1,
+    'invalid native handle',
+    'A native object was used after it was disposed, or with an argument of the wrong kind. This is a bug in q4run: please report it.',
   ),
   Q4701: entry(
     7,

@@ -1,0 +1,70 @@
+// Named tensors in device memory: weights, masters, moments, caches, inputs, outputs.
+#pragma once
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "core/backend.h"
+
+namespace q4 {
+
+// One allocation of a backend; programs bound to it keep it alive after the store lets go.
+class Allocation {
+ public:
+  Allocation(std::shared_ptr<Backend> backend, int64_t bytes)
+      : backend_(std::move(backend)), memory_(backend_->allocate(bytes)), bytes_(bytes) {}
+  ~Allocation() { backend_->release(memory_); }
+  Allocation(const Allocation&) = delete;
+  Allocation& operator=(const Allocation&) = delete;
+  void* memory() const { return memory_; }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  std::shared_ptr<Backend> backend_;
+  void* memory_;
+  int64_t bytes_;
+};
+
+// A backend with the lock that keeps programs and store accesses apart.
+struct Device {
+  std::shared_ptr<Backend> backend;
+  std::mutex busy;
+};
+
+class Store {
+ public:
+  explicit Store(std::shared_ptr<Device> device) : device_(std::move(device)) {}
+
+  // Zeroed memory. Q4511 if the name exists; Q4510 for a shape that is no tensor; Q4401 out of memory.
+  void allocate(const std::string& name, DType dtype, const std::vector<int64_t>& shape);
+  bool has(const std::string& name) const { return tensors_.count(name) != 0; }
+  // Q4511 if there is none.
+  Tensor find(const std::string& name) const;
+  std::shared_ptr<Allocation> allocation(const std::string& name) const;
+  void free(const std::string& name);
+  std::vector<std::string> names() const;
+  int64_t bytes() const { return bytes_; }
+
+  Backend& backend() const { return *device_->backend; }
+  const std::shared_ptr<Device>& device() const { return device_; }
+
+ private:
+  struct Entry {
+    Tensor tensor;
+    std::shared_ptr<Allocation> allocation;
+  };
+  const Entry& entry(const std::string& name) const;
+  std::shared_ptr<Device> device_;
+  std::map<std::string, Entry> tensors_;
+  int64_t bytes_ = 0;
+};
+
+// Checks dtype, rank ≤ 4, sizes and overflow, and returns an unbound tensor. Q4510 otherwise.
+Tensor make_tensor(DType dtype, const std::vector<int64_t>& shape, const std::string& name);
+
+// Takes the device for one access; Q4513 when a program is running on it (waiting could deadlock a callback).
+std::unique_lock<std::mutex> acquire(Device& device);
+
+}  // namespace q4
