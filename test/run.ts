@@ -1,0 +1,126 @@
+/**
+ * Runs every test/**\/*.test.ts in a process of its own, two at a time, and counts: uvu alone passes a file that forgot
+ * `test.run()`, forgives a throwing hook and knows no time-out. The last line, `N passed, N failed[, N skipped]`, is
+ * what CI reads.
+ *
+ *   node --import tsx test/run.ts [--gpu] [--timeout SECONDS] [--jobs N] [--verbose] [part of a path …]
+ */
+import { fork } from 'node:child_process';
+import { readdirSync } from 'node:fs';
+import { dirname, join, relative, sep } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { parseArgs } from 'node:util';
+
+import type { FileCounts } from './run-file.js';
+
+const HERE = dirname(fileURLToPath(import.meta.url));
+const ROOT = dirname(HERE);
+const DEFAULT_TIMEOUT_S = 300;
+const DEFAULT_JOBS = 2;
+
+export interface FileOutcome extends FileCounts {
+  readonly file: string;
+  /** Why the file as a whole failed, beside its tests; null when it did not. */
+  readonly broken: string | null;
+  readonly output: string;
+  readonly seconds: number;
+}
+
+/** Runs one test file in a child process; a crash, a time-out, a missing run() and zero tests are failures. */
+export function runFile(file: string, timeoutSeconds = DEFAULT_TIMEOUT_S): Promise<FileOutcome> {
+  return new Promise((resolve) => {
+    const started = performance.now();
+    const child = fork(join(HERE, 'run-file.ts'), [file], {
+      cwd: ROOT,
+      execArgv: ['--import', 'tsx'],
+      env: { ...process.env, NO_COLOR: '1', FORCE_COLOR: undefined },
+      stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
+      detached: true,
+    });
+    const output: Buffer[] = [];
+    let counts: FileCounts | null = null;
+    let timedOut = false;
+    child.stdout?.on('data', (chunk: Buffer) => output.push(chunk));
+    child.stderr?.on('data', (chunk: Buffer) => output.push(chunk));
+    child.on('message', (message) => (counts = message as FileCounts));
+    const timer = setTimeout(() => {
+      timedOut = true;
+      // The whole group: a test may have started processes of its own.
+      if (child.pid !== undefined) process.kill(-child.pid, 'SIGKILL');
+    }, timeoutSeconds * 1000);
+    child.on('close', (code, signal) => {
+      clearTimeout(timer);
+      let broken: string | null = null;
+      if (timedOut) broken = `took longer than ${timeoutSeconds} s`;
+      else if (counts === null) broken = `ended before its tests did (${signal ?? `exit code ${code}`})`;
+      else if (counts.total === 0 && counts.skipped === 0) broken = 'holds no test, or forgot test.run()';
+      else if (code !== 0) broken = `exited with ${signal ?? code} after its tests`;
+      resolve({
+        file: relative(ROOT, file),
+        ...(counts ?? { total: 0, passed: 0, skipped: 0 }),
+        broken,
+        output: Buffer.concat(output).toString(),
+        seconds: (performance.now() - started) / 1000,
+      });
+    });
+  });
+}
+
+/** A file that is broken beyond its tests counts as one failure more. */
+export const failures = (outcome: FileOutcome): number =>
+  outcome.total - outcome.passed + (outcome.broken === null ? 0 : 1);
+
+function testFiles(gpu: boolean, filters: readonly string[]): string[] {
+  return readdirSync(HERE, { recursive: true, encoding: 'utf8' })
+    .filter((path) => path.endsWith('.test.ts'))
+    .filter((path) => path.startsWith(`gpu${sep}`) === gpu)
+    .map((path) => join(HERE, path))
+    .filter((path) => filters.length === 0 || filters.some((part) => relative(ROOT, path).includes(part)))
+    .sort();
+}
+
+function report(outcome: FileOutcome, verbose: boolean): void {
+  const failed = failures(outcome);
+  const skipped = outcome.skipped > 0 ? `, ${outcome.skipped} skipped` : '';
+  const mark = failed > 0 ? 'FAIL' : 'ok  ';
+  console.log(
+    `${mark} ${outcome.file}  ${outcome.passed}/${outcome.total}${skipped}  ${outcome.seconds.toFixed(1)} s`,
+  );
+  if (failed > 0 || verbose) console.log(outcome.output.trimEnd());
+  if (outcome.broken !== null) console.log(`     ${outcome.file} ${outcome.broken}`);
+  else if (failed > 0 && !outcome.output.includes('FAIL')) console.log('     a before or after hook threw');
+}
+
+async function main(): Promise<void> {
+  const { values, positionals } = parseArgs({
+    allowPositionals: true,
+    options: {
+      gpu: { type: 'boolean', default: false },
+      verbose: { type: 'boolean', default: false },
+      timeout: { type: 'string', default: String(DEFAULT_TIMEOUT_S) },
+      jobs: { type: 'string', default: String(DEFAULT_JOBS) },
+    },
+  });
+  const files = testFiles(values.gpu, positionals);
+  const totals = { passed: 0, failed: 0, skipped: 0 };
+  const queue = files.values();
+  const lane = async (): Promise<void> => {
+    for (const file of queue) {
+      const outcome = await runFile(file, Number(values.timeout));
+      report(outcome, values.verbose);
+      totals.passed += outcome.passed;
+      totals.failed += failures(outcome);
+      totals.skipped += outcome.skipped;
+    }
+  };
+  await Promise.all(Array.from({ length: Number(values.jobs) }, lane));
+  if (files.length === 0) {
+    console.log('no test file matches');
+    totals.failed += 1;
+  }
+  process.exitCode = totals.failed > 0 ? 1 : 0;
+  const skipped = totals.skipped > 0 ? `, ${totals.skipped} skipped` : '';
+  console.log(`\n${totals.passed} passed, ${totals.failed} failed${skipped}`);
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) await main();
