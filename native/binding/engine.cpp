@@ -287,7 +287,11 @@ void register_engine(Napi::Env env, Napi::Object exports) {
   add("openDevice", open_device);
   add("probe", probe);
   add("deviceInfo", [](const Napi::CallbackInfo& info) -> Napi::Value {
-    return device_info(info.Env(), get_handle<Device>(info[0])->backend->info());
+    const auto device = get_handle<Device>(info[0]);
+    Napi::Object js = device_info(info.Env(), device->backend->info());
+    js.Set("allocatedBytes", static_cast<double>(device->allocated_bytes));
+    js.Set("peakBytes", static_cast<double>(device->peak_bytes));
+    return js;
   });
   add("dispose", [](const Napi::CallbackInfo& info) -> Napi::Value {
     handle_box(info[0]).object.reset();
@@ -307,7 +311,7 @@ void register_engine(Napi::Env env, Napi::Object exports) {
     const auto device = get_handle<Device>(info[0]);
     const int64_t bytes = to_int64(info[1]);
     if (bytes < 0) throw Error("Q4510", "an arena cannot have a negative size");
-    return make_handle(info.Env(), std::make_shared<Allocation>(device->backend, std::max(bytes, kAlignment)));
+    return make_handle(info.Env(), std::make_shared<Allocation>(device, std::max(bytes, kAlignment)));
   });
   // storeAllocate(store, name, dtype, shape)
   add("storeAllocate", [](const Napi::CallbackInfo& info) -> Napi::Value {

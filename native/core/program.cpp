@@ -40,7 +40,7 @@ Tensor Program::bind(const TensorSpec& spec) {
 
 Program::Program(std::shared_ptr<Store> store, const ProgramSpec& spec, std::shared_ptr<Allocation> arena)
     : store_(std::move(store)), arena_(std::move(arena)), id_(next_program_id++) {
-  if (!arena_) arena_ = std::make_shared<Allocation>(store_->device()->backend, std::max<int64_t>(spec.arena_bytes, kAlignment));
+  if (!arena_) arena_ = std::make_shared<Allocation>(store_->device(), std::max<int64_t>(spec.arena_bytes, kAlignment));
   if (arena_->bytes() < spec.arena_bytes)
     throw Error("Q4510", "program '" + spec.name + "' needs an arena of " + std::to_string(spec.arena_bytes) + " bytes");
   std::vector<Tensor> tensors;

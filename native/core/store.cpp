@@ -4,6 +4,19 @@
 
 namespace q4 {
 
+Allocation::Allocation(std::shared_ptr<Device> device, int64_t bytes)
+    : device_(std::move(device)), memory_(device_->backend->allocate(bytes)), bytes_(bytes) {
+  const int64_t now = device_->allocated_bytes += bytes;
+  int64_t peak = device_->peak_bytes;
+  while (now > peak && !device_->peak_bytes.compare_exchange_weak(peak, now)) {
+  }
+}
+
+Allocation::~Allocation() {
+  device_->backend->release(memory_);
+  device_->allocated_bytes -= bytes_;
+}
+
 Tensor make_tensor(DType dtype, const std::vector<int64_t>& shape, const std::string& name) {
   Tensor tensor;
   tensor.dtype = dtype;
@@ -30,7 +43,7 @@ std::unique_lock<std::mutex> acquire(Device& device) {
 void Store::allocate(const std::string& name, DType dtype, const std::vector<int64_t>& shape) {
   if (has(name)) throw Error("Q4511", "tensor '" + name + "' exists already");
   Tensor tensor = make_tensor(dtype, shape, name);
-  auto allocation = std::make_shared<Allocation>(device_->backend, tensor_bytes(tensor));
+  auto allocation = std::make_shared<Allocation>(device_, tensor_bytes(tensor));
   bind_tensor(tensor, allocation->memory());
   bytes_ += allocation->bytes();
   tensors_.emplace(name, Entry{tensor, std::move(allocation)});

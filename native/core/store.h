@@ -1,5 +1,6 @@
 // Named tensors in device memory: weights, masters, moments, caches, inputs, outputs.
 #pragma once
+#include <atomic>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -10,27 +11,27 @@
 
 namespace q4 {
 
-// One allocation of a backend; programs bound to it keep it alive after the store lets go.
+// A backend with the lock that keeps programs and store accesses apart, and a count of what is held through it.
+struct Device {
+  std::shared_ptr<Backend> backend;
+  std::mutex busy;
+  std::atomic<int64_t> allocated_bytes{0}, peak_bytes{0};
+};
+
+// One allocation on a device; programs bound to it keep it alive after the store lets go.
 class Allocation {
  public:
-  Allocation(std::shared_ptr<Backend> backend, int64_t bytes)
-      : backend_(std::move(backend)), memory_(backend_->allocate(bytes)), bytes_(bytes) {}
-  ~Allocation() { backend_->release(memory_); }
+  Allocation(std::shared_ptr<Device> device, int64_t bytes);
+  ~Allocation();
   Allocation(const Allocation&) = delete;
   Allocation& operator=(const Allocation&) = delete;
   void* memory() const { return memory_; }
   int64_t bytes() const { return bytes_; }
 
  private:
-  std::shared_ptr<Backend> backend_;
+  std::shared_ptr<Device> device_;
   void* memory_;
   int64_t bytes_;
-};
-
-// A backend with the lock that keeps programs and store accesses apart.
-struct Device {
-  std::shared_ptr<Backend> backend;
-  std::mutex busy;
 };
 
 class Store {

@@ -22,7 +22,7 @@ export interface NativeDeviceInfo {
 export interface Addon {
   openDevice(kind: string, index: number, threads: number, reference: boolean): Handle;
   probe(): { cudaBuilt: boolean; cudaTargets: string; cudaReason: string; cudaDevices: NativeDeviceInfo[] };
-  deviceInfo(device: Handle): NativeDeviceInfo;
+  deviceInfo(device: Handle): NativeDeviceInfo & { allocatedBytes: number; peakBytes: number };
   dispose(handle: Handle): void;
   createCancel(): Handle;
   cancel(flag: Handle): void;

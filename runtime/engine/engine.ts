@@ -147,6 +147,10 @@ class NativeEngine implements Engine {
   get device(): DeviceInfo {
     return native(() => addon().deviceInfo(this.handle));
   }
+  get memory(): { allocatedBytes: number; peakBytes: number } {
+    const { allocatedBytes, peakBytes } = native(() => addon().deviceInfo(this.handle));
+    return { allocatedBytes, peakBytes };
+  }
   createStore(): Store {
     return new NativeStore(native(() => addon().createStore(this.handle)));
   }

@@ -187,6 +187,8 @@ export interface EngineOptions {
 export interface Engine {
   readonly device: DeviceInfo;
   readonly files: TensorFiles;
+  /** Device memory held now through stores, arenas and programs, and the most that ever was. */
+  readonly memory: { readonly allocatedBytes: number; readonly peakBytes: number };
   createStore(): Store;
   createArena(bytes: number): Arena;
   /** Checks and binds. The arena must hold `program.arenaBytes`; without one the executable owns its own. */
