@@ -1,0 +1,37 @@
+// What both CPU classes share: memory, identity, the clock, and the rule that activations are fp32.
+#pragma once
+#include <mutex>
+#include <string>
+#include <unordered_map>
+
+#include "core/backend.h"
+
+namespace q4 {
+
+class CpuBackend : public Backend {
+ public:
+  CpuBackend(int threads, std::string instructions);
+  ~CpuBackend() override;
+  DeviceInfo info() const override;
+
+  void* allocate(int64_t bytes) override;
+  void release(void* memory) noexcept override;
+  void upload(void* device, const void* host, int64_t bytes) override;
+  void download(void* host, const void* device, int64_t bytes) override;
+  bool host_accessible() const override { return true; }
+  void* staging(int slot, int64_t bytes) override;
+  void upload_staged(void* device, int slot, int64_t bytes) override;
+  void synchronize() override {}
+  double now() override;
+
+ private:
+  const int threads_;
+  const std::string instructions_;
+  std::mutex mutex_;
+  std::unordered_map<void*, int64_t> blocks_;  // bytes mapped at each address
+};
+
+// The fp32 elements of an activation; throws Error(Q4512) naming the op when the program's activations are bf16.
+float* f32_activation(const Tensor& tensor, const char* op);
+
+}  // namespace q4
