@@ -3,6 +3,7 @@
  * so a stage touches no file system, clock, process or random source of its own.
  */
 import type { Engine } from '../runtime/engine/types.js';
+import type { Q4Error } from '../runtime/errors.js';
 
 /** JSON, as it stands in report.json. */
 export type Json = null | boolean | number | string | readonly Json[] | { readonly [key: string]: Json };
@@ -86,14 +87,23 @@ export interface StageResult {
   readonly values: StageValues;
   /** Goes into report.json under `outputs`; also what ${stages.ID.outputs.NAME} reads. */
   readonly outputs: { readonly [key: string]: Json };
+  /**
+   * The stage did its work and the answer is no: a gate's verdict (Q46xx), divergence (Q48xx). The outputs are
+   * reported, no later stage runs and the run ends with this error's exit code.
+   */
+  readonly failure?: Q4Error;
 }
 
 /** What a stage would do and need: printed by `q4run plan`, checked before the run starts. */
 export interface StagePlan {
   /** One line for people. */
   readonly summary: string;
-  /** Device bytes by purpose, e.g. { weights, masters, moments, gradients, activations }. */
+  /** Device bytes by purpose that the stage takes and that stay until the run ends, e.g. { weights, masters }. */
   readonly bytes: Readonly<Record<string, number>>;
+  /** Device bytes by purpose that are given back when the stage ends, e.g. { activations, gradients, kv_cache }. */
+  readonly transientBytes?: Readonly<Record<string, number>>;
+  /** Bytes the stage leaves on disk at most at one time, by purpose: { checkpoints, export }. */
+  readonly diskBytes?: Readonly<Record<string, number>>;
   /** Values for later stages' plans, by the same kinds as `StageResult.values`. */
   readonly values: StageValues;
 }
@@ -107,4 +117,15 @@ export interface Stage<P = unknown> {
   /** `params` are complete (defaults filled in by the schema) and frozen. */
   plan(params: P, inputs: StageValues, ctx: StageContext): Promise<StagePlan>;
   run(params: P, inputs: StageValues, ctx: StageContext): Promise<StageResult>;
+  /** `q4run graph`: the programs it would run, as text. `inputs` are the values of plans. */
+  describe?(params: P, inputs: StageValues, ctx: StageContext): Promise<readonly StageText[]>;
+  /** `q4run preview`: its data as the model will see them. `inputs` are the values of plans. */
+  preview?(params: P, inputs: StageValues, ctx: StageContext, samples: number): Promise<readonly StageText[]>;
+}
+
+/** A titled piece of text for people, and the same for machines (`--json`). */
+export interface StageText {
+  readonly title: string;
+  readonly text: string;
+  readonly data?: Json;
 }
