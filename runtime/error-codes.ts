@@ -12,6 +12,112 @@ export interface CodeEntry {
 const entry = (exit: number, title: string, explain: string): CodeEntry => ({ exit, title, explain });
 
 export const ERROR_CODES = {
+  Q4001: entry(
+    2,
+    'unknown command or flag',
+    'The command line holds a word or flag that q4run does not know. `q4run help` lists them all.',
+  ),
+  Q4002: entry(
+    2,
+    'wrong argument',
+    'A flag lacks its value, has a value it cannot take, or an argument is missing. `q4run help COMMAND` shows the form.',
+  ),
+  Q4003: entry(
+    2,
+    'no such file',
+    'The file named on the command line does not exist or cannot be read. Paths there are relative to the current directory.',
+  ),
+  Q4004: entry(
+    2,
+    'no such stage',
+    'A stage named on the command line (--only, --from, --until, why, graph, preview) is not in the pipeline.',
+  ),
+  Q4005: entry(
+    2,
+    'the run directory belongs to another configuration',
+    '--run-dir names a directory that holds a run with other settings. Continue it with the settings it was started with, choose another directory, or start anew in it with --fresh.',
+  ),
+  Q4006: entry(
+    2,
+    'the run directory is in use',
+    'Another q4run process works in this run directory. Wait for it, stop it, or choose another directory. A lock left by a process that no longer lives is removed by itself.',
+  ),
+  Q4101: entry(
+    3,
+    'YAML syntax',
+    'The file is not well-formed YAML 1.2: indentation, quotes, brackets, tabs. The message points at the place where the parser gave up; the mistake is there or just before.',
+  ),
+  Q4102: entry(
+    3,
+    'duplicate key',
+    'A map holds the same key twice, so one of the values would be lost. Remove one of them.',
+  ),
+  Q4103: entry(
+    3,
+    'unknown key',
+    'The map has no such key. Keys are snake_case; the message names the nearest known one. Keys that start with x- are free and read by nothing.',
+  ),
+  Q4104: entry(
+    3,
+    'wrong type',
+    'The value has another type than the key needs. YAML 1.2 reads on, yes, no and 1_000 as text; quotes make a number text.',
+  ),
+  Q4105: entry(
+    3,
+    'out of range',
+    'The value has the right type but lies outside what the key allows: too small, too large, too short, of the wrong form.',
+  ),
+  Q4106: entry(
+    3,
+    'not one of the choices',
+    'The key takes one of a few words, and this is none of them. The message lists them and names the nearest.',
+  ),
+  Q4107: entry(3, 'missing key', 'A required key is not there. The message says what it means.'),
+  Q4108: entry(
+    3,
+    'keys that exclude each other',
+    'Of these keys exactly one must be given, such as steps or epochs.',
+  ),
+  Q4109: entry(
+    3,
+    'bad alias',
+    'An alias (*name) has no anchor (&name) before it, refers to the node it stands in, or would expand to an unreasonable size.',
+  ),
+  Q4110: entry(
+    3,
+    'unresolved reference',
+    'A ${...} in a value cannot be resolved: an unknown variable, an environment variable that is not set and has no default (${env.NAME:-default}), a cycle, or an output of a stage that does not run before. Write $${ for a literal ${.',
+  ),
+  Q4111: entry(
+    3,
+    'bad extends or include',
+    'A file named in extends or include is missing, includes itself, or defines differently what another included file defines.',
+  ),
+  Q4112: entry(
+    3,
+    'duplicate stage id',
+    'Two stages have the same id. Ids are how needs, --set and ${stages.ID...} refer to a stage, so each is given once.',
+  ),
+  Q4113: entry(
+    3,
+    'bad needs',
+    'A stage needs itself, needs a stage that is not in the pipeline, or stages need each other in a circle.',
+  ),
+  Q4114: entry(
+    3,
+    'a stage lacks its input',
+    'A stage takes something (weights, a model, a checkpoint) that none of the stages it needs gives. Add a stage that gives it to its needs.',
+  ),
+  Q4115: entry(
+    3,
+    'unsupported version',
+    'The pipeline file is written for another version of the format. This q4run reads version 1.',
+  ),
+  Q4116: entry(
+    3,
+    'not in this version',
+    'The setting exists, but this version of q4run does not do it yet. The message says what to use instead.',
+  ),
   Q4401: entry(
     4,
     'out of memory',
@@ -26,6 +132,31 @@ export const ERROR_CODES = {
     4,
     'native addon does not load',
     'The compiled part of q4run is missing or was built for another machine. Run `npm run build:native` in the package; `q4run doctor` shows what was found.',
+  ),
+  Q4411: entry(
+    4,
+    'input missing',
+    'A file or directory that the pipeline reads is not there or cannot be read. Paths in a pipeline are relative to the file that they are written in.',
+  ),
+  Q4412: entry(
+    4,
+    'not enough disk space',
+    'What the run would write (checkpoints, exports) does not fit on the disk of the run directory. Free space, keep fewer checkpoints, or choose another place with --run-dir.',
+  ),
+  Q4413: entry(
+    4,
+    'cannot write',
+    'A directory or file that the run must write cannot be made or written: permissions, a read-only or full disk.',
+  ),
+  Q4414: entry(
+    4,
+    'damaged checkpoint',
+    'A checkpoint directory has no valid manifest, or a file in it does not match its checksum. It is passed over; the newest healthy one is used.',
+  ),
+  Q4415: entry(
+    4,
+    'the native addon does not load',
+    'The compiled part of q4run is missing or made for another machine. `q4run doctor` says why and how to build it.',
   ),
   Q4501: entry(5, 'cancelled', 'A program was cancelled before it ended.'),
   Q4510: entry(
@@ -57,6 +188,26 @@ export const ERROR_CODES = {
     7,
     'device fault',
     'The GPU reported an error while running a program. The run cannot go on in this process; the last checkpoint is kept.',
+  ),
+  Q4702: entry(
+    7,
+    'the worker crashed',
+    'The process that ran the pipeline was ended by a signal or without a word. The message names the last checkpoint; the same command continues from it. Please report it with events.jsonl.',
+  ),
+  Q4703: entry(
+    8,
+    'stopped by the memory guard',
+    'The machine was running out of memory, so the run saved a checkpoint and stopped before the system would have killed it. Free memory, make the run smaller, or lower runtime.host_reserve_mib; the same command continues.',
+  ),
+  Q4704: entry(
+    130,
+    'interrupted',
+    'Ctrl-C. What was running saved its state first; the same command continues from there.',
+  ),
+  Q4705: entry(
+    143,
+    'terminated',
+    'SIGTERM. What was running saved its state first; the same command continues from there.',
   ),
   Q4900: entry(
     1,
