@@ -118,6 +118,86 @@ export const ERROR_CODES = {
     'not in this version',
     'The setting exists, but this version of q4run does not do it yet. The message says what to use instead.',
   ),
+  Q4260: entry(
+    4,
+    'not valid JSON',
+    'A tokenizer file is not JSON. The message names line and column, what was expected there and what was found.',
+  ),
+  Q4261: entry(
+    4,
+    'malformed tokenizer',
+    'tokenizer.json or tokenizer_config.json lacks a part (model, vocab, merges), or a part is not what it must be: an id that is no number or is taken twice, a merge that joins unknown tokens, an added token without content. Take the files again from where the model comes from.',
+  ),
+  Q4262: entry(
+    4,
+    'unsupported tokenizer',
+    'The tokenizer asks for something that q4run does not do, which the message names. q4run reads byte-level BPE tokenizers as Qwen2 and Qwen3 have them; a tokenizer that is nearly right would give a model that is quietly wrong.',
+  ),
+  Q4263: entry(
+    4,
+    'tokenizer does not fit the model',
+    'The tokenizer has ids beyond the vocab_size of config.json. Model and tokenizer do not belong together.',
+  ),
+  Q4301: entry(
+    4,
+    'no chat template',
+    'The model has no chat template (chat_template in tokenizer_config.json, or chat_template.jinja), so messages cannot be turned into a prompt. Train on `text`, or add the template of the model.',
+  ),
+  Q4302: entry(
+    4,
+    'chat template cannot be read',
+    'The chat template is not valid Jinja, is too large, or uses the clock. The message says where.',
+  ),
+  Q4303: entry(
+    5,
+    'chat template failed',
+    'The chat template did not accept these messages; the message is its own. Often the roles do not alternate as the template wants.',
+  ),
+  Q4304: entry(
+    5,
+    'chat template exceeded its limits',
+    'Rendering took too many steps or made too much text. Templates come with models from elsewhere, so they run within limits.',
+  ),
+  Q4305: entry(
+    5,
+    'assistant turns cannot be told apart',
+    "To train on the assistant's tokens only, the prompt before each assistant turn must be the beginning of the whole text, and each turn must end with an end-of-turn token. This template breaks that: use train_on: all, or another template.",
+  ),
+  Q4310: entry(
+    4,
+    'data line is not JSON',
+    'A line of a .jsonl file is not JSON. The message names line and column.',
+  ),
+  Q4311: entry(
+    4,
+    'data line has the wrong form',
+    'A line of a data file lacks what its format needs, or a value has the wrong type. Formats: {"messages": [{"role", "content"}]}, {"prompt", "completion"}, {"text"}, {"input_ids", "labels"}; .tsv: prompt, one tab, target.',
+  ),
+  Q4312: entry(
+    4,
+    'mixed data formats',
+    'One file holds lines of several formats. Put each format in its own file and list the files.',
+  ),
+  Q4313: entry(
+    4,
+    'sample with no trainable token',
+    'No token of this sample counts towards the loss: there is no assistant turn, its label are all -100, or the sample was cut before the answer began. Raise seq_len or remove the line.',
+  ),
+  Q4314: entry(
+    4,
+    'token id outside the vocabulary',
+    'input_ids must be whole numbers from 0 to vocab_size - 1, labels the same or -100.',
+  ),
+  Q4315: entry(
+    4,
+    'no data',
+    'The data file holds no sample, or holding out a share for evaluation leaves none.',
+  ),
+  Q4316: entry(
+    4,
+    'unknown data format',
+    'The format cannot be told from the name and the first line. Name it with `format:`.',
+  ),
   Q4401: entry(
     4,
     'out of memory',
@@ -152,11 +232,6 @@ export const ERROR_CODES = {
     4,
     'damaged checkpoint',
     'A checkpoint directory has no valid manifest, or a file in it does not match its checksum. It is passed over; the newest healthy one is used.',
-  ),
-  Q4415: entry(
-    4,
-    'the native addon does not load',
-    'The compiled part of q4run is missing or made for another machine. `q4run doctor` says why and how to build it.',
   ),
   Q4501: entry(5, 'cancelled', 'A program was cancelled before it ended.'),
   Q4510: entry(
