@@ -259,6 +259,11 @@ export const ERROR_CODES = {
     'invalid native handle',
     'A native object was used after it was disposed, or with an argument of the wrong kind. This is a bug in q4run: please report it.',
   ),
+  Q4515: entry(
+    5,
+    'no such scope',
+    'A tap names a part of the model that the program does not have. Scopes are Hugging Face module names, such as model.layers.3 or model.layers.3.self_attn.o_proj; * stands for any characters.',
+  ),
   Q4701: entry(
     7,
     'device fault',
