@@ -138,6 +138,26 @@ export const ERROR_CODES = {
     'tokenizer does not fit the model',
     'The tokenizer has ids beyond the vocab_size of config.json. Model and tokenizer do not belong together.',
   ),
+  Q4271: entry(
+    4,
+    'invalid model config',
+    'A value of config.json has the wrong type or does not fit the others: widths, heads and head_dim must agree. All problems of the file are listed together.',
+  ),
+  Q4272: entry(
+    4,
+    'missing model config key',
+    'config.json lacks a key that the wiring needs. Nothing is guessed: a wrong width or RoPE base would give a model that only looks right.',
+  ),
+  Q4273: entry(
+    4,
+    'unsupported model feature',
+    'config.json asks for something that q4run does not compute (sliding window, mixture of experts, scaled RoPE, biases, another activation). It is refused, not ignored, as the answers would be wrong.',
+  ),
+  Q4274: entry(
+    4,
+    'unsupported model type',
+    'config.json describes another architecture. q4run runs dense Qwen3 models: model_type qwen3, architecture Qwen3ForCausalLM.',
+  ),
   Q4301: entry(
     4,
     'no chat template',
