@@ -195,6 +195,12 @@ function readAdded(
         expected: `at most ${LONGEST_ADDED_TOKEN} characters`,
         found: show(content),
       });
+    if (content.length < 2 && special === true)
+      throw new Q4Error('Q4262', `${where}: a special token of one character is not supported`, {
+        file,
+        expected: 'at least two characters, so that text can be told from it',
+        found: show(content),
+      });
     if (seen.has(content)) throw wrong(`${where} repeats ${show(content)}`, token);
     seen.add(content);
     for (const flag of ['single_word', 'lstrip', 'rstrip'])
@@ -208,7 +214,11 @@ function readAdded(
 }
 
 /** Merging plain text must never end at a special token: that would let a user's text write one. */
-function refuseSpecialsFromText(added: readonly AddedToken[], merges: readonly unknown[], file: string): void {
+function refuseSpecialsFromText(
+  added: readonly AddedToken[],
+  merges: readonly unknown[],
+  file: string,
+): void {
   const products = new Set<string>(BYTE_TO_CHAR);
   for (const merge of merges)
     products.add(typeof merge === 'string' ? merge.replace(' ', '') : (merge as string[]).join(''));

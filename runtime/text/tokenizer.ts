@@ -4,6 +4,7 @@
  */
 import * as library from '@huggingface/tokenizers';
 import { Q4Error } from '../errors.js';
+import { breakAdded, matcherOf, type AddedMatcher } from './added-tokens.js';
 import { fromByteLevel } from './byte-level.js';
 import { StreamingDetokenizer, type DetokenizerOptions, type TokenOutput } from './detokenizer.js';
 import {
@@ -58,7 +59,8 @@ export class Tokenizer {
   readonly #split: (text: string) => string[];
   readonly #finish: (piece: string) => string[];
   readonly #memo = new Map<string, readonly number[]>();
-  readonly #addedPattern: RegExp | null;
+  readonly #added: AddedMatcher;
+  readonly #special: AddedMatcher;
   readonly #outputs = new Map<number, TokenOutput>();
 
   constructor(tokenizerJson: string, tokenizerConfig: string, options: TokenizerOptions = {}) {
@@ -70,7 +72,8 @@ export class Tokenizer {
     this.vocabSize = parsed.vocabSize;
     this.addedTokens = new Map(parsed.added.map((token) => [token.content, token]));
     this.specialTokens = new Map(parsed.added.filter((t) => t.special).map((t) => [t.content, t.id]));
-    this.#addedPattern = patternOf(parsed.added);
+    this.#added = matcherOf(parsed.added.map((token) => token.content));
+    this.#special = matcherOf([...this.specialTokens.keys()]);
     this.chatTemplate = config.chatTemplate;
     this.namedTokens = {
       bos_token: config.bosToken,
@@ -104,11 +107,24 @@ export class Tokenizer {
 
   /** A rendered prompt as maximal runs of plain text and the ids of the added tokens between them. */
   splitAdded(text: string): (string | number)[] {
-    if (!this.#addedPattern) return text === '' ? [] : [text];
-    const pieces = text.split(this.#addedPattern);
+    if (!this.#added.pattern) return text === '' ? [] : [text];
+    const pieces = text.split(this.#added.pattern);
     return pieces
       .map((piece, i) => (i % 2 === 1 ? this.addedTokens.get(piece)!.id : piece))
       .filter((p) => p !== '');
+  }
+
+  /** Quick test: false where no added token can stand in this text or begin at its end. */
+  mayHoldAdded(text: string): boolean {
+    return this.#added.firstCharacters.some((char) => text.includes(char));
+  }
+
+  /**
+   * The text with `separator` put into everything that is an added token (or only the special ones), or could become
+   * one together with what follows the text; taking the separators out again gives the text back.
+   */
+  breakAdded(text: string, separator: string, specialOnly: boolean): string {
+    return breakAdded(text, separator, specialOnly ? this.#special : this.#added);
   }
 
   /** Unicode normalisation as the tokenizer does it before it splits. */
@@ -131,6 +147,11 @@ export class Tokenizer {
   /** UTF-8 bytes of one token, perhaps part of a character; undefined where no token has this id. */
   tokenBytes(id: number): Uint8Array | undefined {
     return this.#outputs.get(id)?.bytes;
+  }
+
+  /** One token as text; parts of characters become U+FFFD. */
+  tokenText(id: number): string {
+    return this.decode([id]);
   }
 
   /** Whether an id belongs to an added token, and to which kind. */
@@ -203,14 +224,4 @@ function splitPreTokenizer(whole: PreTokenizer): [(text: string) => string[], (p
   const split = (text: string): string[] =>
     first.reduce<string[]>((pieces, part) => part(pieces), [text]).filter((piece) => piece !== '');
   return [split, (piece) => last(piece)];
-}
-
-/** Matches added tokens, the longest first where several begin at one place; captures them for `split`. */
-function patternOf(added: readonly AddedToken[]): RegExp | null {
-  if (added.length === 0) return null;
-  const escaped = added
-    .map((token) => token.content)
-    .sort((a, b) => b.length - a.length || (a < b ? -1 : 1))
-    .map((content) => content.replace(/[.*+?^${}()|[\]\\/]/g, '\\$&'));
-  return new RegExp(`(${escaped.join('|')})`, 'g');
 }
