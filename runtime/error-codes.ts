@@ -118,6 +118,171 @@ export const ERROR_CODES = {
     'not in this version',
     'The setting exists, but this version of q4run does not do it yet. The message says what to use instead.',
   ),
+  Q4201: entry(
+    4,
+    'cannot open a weight file',
+    'A weight file (.dat or safetensors) is not there or may not be read. Paths in a pipeline are relative to the file that they are written in.',
+  ),
+  Q4202: entry(
+    4,
+    'not a regular file',
+    'Weights are read from and written to regular files. The path names a directory, a pipe, a socket or a device.',
+  ),
+  Q4203: entry(
+    4,
+    'weight file cut short',
+    'The file ends inside a header. It was cut short while it was copied or downloaded: get it again, and compare its size or checksum with the original.',
+  ),
+  Q4204: entry(
+    4,
+    'trailing bytes',
+    'After the last entry there are bytes that belong to no tensor. The count of entries is wrong, or something was appended to the file.',
+  ),
+  Q4205: entry(
+    4,
+    'cannot read a weight file',
+    'The operating system reported an error while the file was read: a failing disk, or a network file system that went away.',
+  ),
+  Q4206: entry(
+    4,
+    'number too large',
+    'A number in a .dat header is longer than 10 bytes or wider than 64 bits. The file is damaged, or no .dat weight file.',
+  ),
+  Q4207: entry(
+    4,
+    'impossible number of entries',
+    'The file claims more entries than can fit in its bytes, or more than 1,048,576. It was cut short, or is no .dat weight file.',
+  ),
+  Q4208: entry(
+    4,
+    'impossible name length',
+    'The name of an entry must have 1 to 1,024 bytes. The file is damaged just before the place that the message names.',
+  ),
+  Q4209: entry(
+    4,
+    'too many dimensions',
+    'A tensor has more than 8 dimensions. The file is damaged, or no weight file.',
+  ),
+  Q4210: entry(
+    4,
+    'tensor larger than the file',
+    'The shape of a tensor asks for more bytes than the file still has. It was cut short, also if the tensor is not needed: get it again, and compare its size or checksum.',
+  ),
+  Q4211: entry(
+    4,
+    'tensor size overflows',
+    'The dimensions of a tensor multiply to more than any file can hold, or one of them is above 2^53. The file is damaged, or made to mislead.',
+  ),
+  Q4212: entry(
+    4,
+    'name is not UTF-8',
+    'The name of an entry, or metadata, is not valid UTF-8. The file is damaged, or was written by a tool that counts characters instead of bytes.',
+  ),
+  Q4213: entry(
+    4,
+    'name not allowed',
+    'The name of an entry holds a control character, a slash, an empty part between dots, or the part __proto__. Names end up in messages, keys and file names, so they must be plain dotted names.',
+  ),
+  Q4214: entry(
+    4,
+    'stored twice',
+    'Two entries have the same name, or one tensor stands in the file both plain and quantised. Which of them counts would be a guess: keep one.',
+  ),
+  Q4215: entry(
+    4,
+    'unknown element type',
+    'The file uses an element type that q4run does not know. Write the tensor as fp16, bf16 or fp32, or as codes and scales.',
+  ),
+  Q4216: entry(
+    4,
+    'codes and scales are not together',
+    'A quantised tensor is stored as X.qdata (two 4-bit codes a byte) and X.scale (one E4M3 scale for 16 values). One of them is missing: the export was incomplete.',
+  ),
+  Q4217: entry(
+    4,
+    'codes and scales do not match',
+    'For codes of shape [out, in/2] the block scales must be E4M3 of shape [out, in/16], and the global scale fp32 of shape [1].',
+  ),
+  Q4218: entry(
+    4,
+    'inputs are no multiple of 16',
+    'NVFP4 blocks have 16 values along the inputs. A matrix whose inputs are no multiple of 16 cannot be stored this way: pad it, or keep it unquantised.',
+  ),
+  Q4219: entry(
+    4,
+    'bad scale',
+    'A block scale is NaN or negative, or a global scale is not finite or negative. The file is damaged, or its scales are in another layout than row-major E4M3FN.',
+  ),
+  Q4220: entry(
+    4,
+    'a weight is not finite',
+    'A plain tensor holds NaN or infinity. The model diverged before it was saved, or the file is damaged. It can be allowed where the stage has a setting for it.',
+  ),
+  Q4221: entry(
+    4,
+    'file changed while it was read',
+    'Size or modification time of the file changed between checking and the end of reading. Another process wrote to it: wait until that is done and start again.',
+  ),
+  Q4222: entry(
+    4,
+    'number not in its shortest form',
+    'A number in a .dat header is written with needless zero bytes. No writer does that: the file is damaged, or made to mislead.',
+  ),
+  Q4224: entry(
+    4,
+    'shape does not fit',
+    'An entry of a file and the tensor that it should fill have different shapes. The file and the config belong to different models.',
+  ),
+  Q4225: entry(
+    4,
+    'type does not fit',
+    'An entry has an element type that cannot become that of the tensor it should fill, for example whole numbers where weights are expected.',
+  ),
+  Q4226: entry(
+    4,
+    'value does not fit the type',
+    'A value is finite in its source and would become infinite, or wrap around, in the type it is converted to (fp16 ends at 65,504). Use bf16 or fp32 for this tensor.',
+  ),
+  Q4227: entry(
+    1,
+    'impossible file request',
+    'The native file code was called with data that contradicts itself. This is a bug in q4run: please report it with the events.jsonl of the run.',
+  ),
+  Q4228: entry(
+    4,
+    'no such entry',
+    'The file has no entry of that name. `q4run inspect FILE` lists what it holds.',
+  ),
+  Q4230: entry(
+    4,
+    'impossible safetensors header',
+    'The first 8 bytes of a safetensors file are the length of its header: 2 bytes to 100 MB. This file is something else, or its header is too large: write several shards.',
+  ),
+  Q4231: entry(
+    4,
+    'malformed safetensors header',
+    'The header of a safetensors file must be a JSON object whose members have exactly dtype, shape and data_offsets. The message names the byte. The file is damaged, or no safetensors file.',
+  ),
+  Q4233: entry(
+    4,
+    'offsets do not match the shape',
+    'The data_offsets of a tensor span another number of bytes than its dtype and shape need. The file is damaged.',
+  ),
+  Q4234: entry(
+    4,
+    'tensors overlap',
+    'Two tensors of a safetensors file claim the same bytes. The file is damaged, or made to mislead.',
+  ),
+  Q4235: entry(
+    4,
+    'hole between tensors',
+    'Some bytes of a safetensors file belong to no tensor. The format does not allow that, because anything could hide there.',
+  ),
+  Q4241: entry(
+    1,
+    'written file reads back differently',
+    'A file that was just written was read back with the reader and differs. It was not put in place. The disk may be failing; if not, this is a bug in q4run: please report it.',
+  ),
   Q4260: entry(
     4,
     'not valid JSON',

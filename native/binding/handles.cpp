@@ -3,6 +3,8 @@
 #include <cmath>
 #include <new>
 
+#include "core/file_error.h"
+
 namespace q4 {
 
 HandleBox& handle_box(const Napi::Value& value) {
@@ -10,10 +12,28 @@ HandleBox& handle_box(const Napi::Value& value) {
   return *value.As<Napi::External<HandleBox>>().Data();
 }
 
+// The parts of a message about a file, for runtime/engine/files.ts to lay out.
+static Napi::Error file_error_to_js(Napi::Env env, const FileError& error) {
+  Napi::Error js = Napi::Error::New(env, error.what());
+  Napi::Object value = js.Value();
+  const FileProblem& problem = error.problem();
+  value.Set("code", error.code());
+  value.Set("brief", error.brief());
+  value.Set("file", problem.file);
+  if (!error.hint().empty()) value.Set("hint", error.hint());
+  if (!problem.entry.empty()) value.Set("entry", problem.entry);
+  if (problem.offset >= 0) value.Set("offset", static_cast<double>(problem.offset));
+  if (!problem.expected.empty()) value.Set("expected", problem.expected);
+  if (!problem.found.empty()) value.Set("found", problem.found);
+  return js;
+}
+
 Napi::Error to_js_error(Napi::Env env, std::exception_ptr thrown) {
   std::string code = "Q4900", message = "unknown native error", hint;
   try {
     std::rethrow_exception(thrown);
+  } catch (const FileError& error) {
+    return file_error_to_js(env, error);
   } catch (const Error& error) {
     code = error.code(), message = error.what(), hint = error.hint();
   } catch (const std::bad_alloc&) {

@@ -4,7 +4,15 @@
  */
 import type { DType, Program } from '../program.js';
 
-export type NumericArray = Float32Array | Int32Array | Uint8Array | Uint16Array | BigInt64Array;
+export type NumericArray =
+  | Float32Array
+  | Float64Array
+  | Int32Array
+  | Int16Array
+  | Int8Array
+  | Uint8Array
+  | Uint16Array
+  | BigInt64Array;
 
 export interface DeviceInfo {
   readonly kind: 'cpu' | 'cuda';
@@ -114,7 +122,7 @@ export interface FileEntry {
 export type FileType =
   'u8' | 'i8' | 'i16' | 'i32' | 'i64' | 'f16' | 'bf16' | 'f32' | 'f64' | 'bool' | 'e2m1x2' | 'e4m3';
 
-/** A checked index of a tensor file. The file must not change between indexing and reading (size and mtime are compared). */
+/** A checked index of a tensor file, plain data. The file must not change between indexing and reading (size and mtime are compared). */
 export interface FileIndex {
   readonly format: 'dat' | 'safetensors';
   readonly path: string;
@@ -156,7 +164,12 @@ export type WriteItem =
       readonly tensor: string;
       readonly part: TensorPart;
     }
-  | { readonly name: string; readonly type: FileType; readonly shape: readonly number[]; readonly data: NumericArray };
+  | {
+      readonly name: string;
+      readonly type: FileType;
+      readonly shape: readonly number[];
+      readonly data: NumericArray;
+    };
 
 export interface WriteResult {
   readonly bytes: number;
@@ -164,15 +177,52 @@ export interface WriteResult {
   readonly seconds: number;
 }
 
+export interface WriteOptions extends LoadOptions {
+  /**
+   * Called before each item is written, in order: makes its tensor, so that a whole model need not be in the store at
+   * once (and may free the one before). Without it all tensors must be there when writing begins.
+   */
+  readonly beforeItem?: (item: WriteItem, index: number) => void | Promise<void>;
+}
+
+export interface SafetensorsOptions extends WriteOptions {
+  /** `__metadata__`; transformers expects `{ format: 'pt' }`. */
+  readonly metadata?: Readonly<Record<string, string>>;
+}
+
 /** Tensor files: checked before memory is taken, streamed to and from the device, never through JavaScript. */
 export interface TensorFiles {
   indexDat(path: string): Promise<FileIndex>;
   indexSafetensors(path: string): Promise<FileIndex>;
-  load(store: Store, index: FileIndex, items: readonly LoadItem[], options?: LoadOptions): Promise<LoadResult>;
-  /** One entry as host data (golden files, tests). */
+  /** Fills tensors that exist already; when it throws, they are half filled: free them. */
+  load(
+    store: Store,
+    index: FileIndex,
+    items: readonly LoadItem[],
+    options?: LoadOptions,
+  ): Promise<LoadResult>;
+  /**
+   * One entry as host data, as it stands in the file (golden files, tests): f32 → Float32Array, f16 and bf16 →
+   * Uint16Array, i64 → BigInt64Array, codes, scales, bool and u8 → Uint8Array.
+   */
   readEntry(index: FileIndex, entry: string): Promise<NumericArray>;
-  /** Written aside, fsynced, read back by the parser, renamed. An existing file is replaced at the rename only. */
-  writeDat(store: Store | null, path: string, items: readonly WriteItem[], options?: LoadOptions): Promise<WriteResult>;
+  /**
+   * Written aside, fsynced, read back by the parser, renamed. An existing file is replaced at the rename only; parent
+   * directories are made. The device must not run a program meanwhile.
+   */
+  writeDat(
+    store: Store | null,
+    path: string,
+    items: readonly WriteItem[],
+    options?: WriteOptions,
+  ): Promise<WriteResult>;
+  /** The same for one safetensors file; sharding is up to the caller. Packed E2M1 codes become U8. */
+  writeSafetensors(
+    store: Store | null,
+    path: string,
+    items: readonly WriteItem[],
+    options?: SafetensorsOptions,
+  ): Promise<WriteResult>;
 }
 
 export interface EngineOptions {
