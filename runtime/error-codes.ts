@@ -323,6 +323,26 @@ export const ERROR_CODES = {
     'unsupported model type',
     'config.json describes another architecture. q4run runs dense Qwen3 models: model_type qwen3, architecture Qwen3ForCausalLM.',
   ),
+  Q4275: entry(
+    4,
+    'config.json is not JSON',
+    'The model\'s config.json is not valid JSON. The message names line and column, what was expected there and what was found.',
+  ),
+  Q4281: entry(
+    4,
+    'weights missing',
+    'The weight file lacks parameters that the config asks for; the message lists them. Most often the config.json belongs to another model (number of layers, tied or separate head).',
+  ),
+  Q4282: entry(
+    4,
+    'unexpected weights',
+    'The weight file holds entries that the model does not use; the message lists them. Most often the config.json belongs to another model. Set strict: false on load-dat to ignore them.',
+  ),
+  Q4283: entry(
+    4,
+    'weight does not match the config',
+    'The element type or shape of an entry is not what the config asks for. Most often the config.json belongs to another model.',
+  ),
   Q4301: entry(
     4,
     'no chat template',

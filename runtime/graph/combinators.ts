@@ -12,12 +12,7 @@ export type Wire<A = Tensor, B = Tensor> = (input: A, at: Recorder) => B;
 export function pipe<A, B>(f: Wire<A, B>): Wire<A, B>;
 export function pipe<A, B, C>(f: Wire<A, B>, g: Wire<B, C>): Wire<A, C>;
 export function pipe<A, B, C, D>(f: Wire<A, B>, g: Wire<B, C>, h: Wire<C, D>): Wire<A, D>;
-export function pipe<A, B, C, D, E>(
-  f: Wire<A, B>,
-  g: Wire<B, C>,
-  h: Wire<C, D>,
-  i: Wire<D, E>,
-): Wire<A, E>;
+export function pipe<A, B, C, D, E>(f: Wire<A, B>, g: Wire<B, C>, h: Wire<C, D>, i: Wire<D, E>): Wire<A, E>;
 export function pipe(...wires: Wire<unknown, unknown>[]): Wire<unknown, unknown> {
   return (input, at) => wires.reduce((value, wire) => wire(value, at), input);
 }
@@ -45,11 +40,7 @@ export const residual = (name: string, wire: Wire): Wire => {
 
 /** One input to several wires, in order. */
 export function fanout<A, B, C>(f: Wire<A, B>, g: Wire<A, C>): Wire<A, readonly [B, C]>;
-export function fanout<A, B, C, D>(
-  f: Wire<A, B>,
-  g: Wire<A, C>,
-  h: Wire<A, D>,
-): Wire<A, readonly [B, C, D]>;
+export function fanout<A, B, C, D>(f: Wire<A, B>, g: Wire<A, C>, h: Wire<A, D>): Wire<A, readonly [B, C, D]>;
 export function fanout(...wires: Wire<unknown, unknown>[]): Wire<unknown, readonly unknown[]> {
   return (input, at) => wires.map((wire) => wire(input, at));
 }

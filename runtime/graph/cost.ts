@@ -12,7 +12,8 @@ export function payloadBytes(type: TensorType | null | undefined): number {
 }
 
 /** Elements of a tensor, 0 when it is absent. */
-export const elements = (type: TensorType | null | undefined): number => (type ? elementCount(type.shape) : 0);
+export const elements = (type: TensorType | null | undefined): number =>
+  type ? elementCount(type.shape) : 0;
 
 /** Every operand moved once; outputs in `modified` are read too. Scratch is left out: it may stay in a cache. */
 export function traffic(view: OpView, modified: readonly number[] = []): number {

@@ -10,7 +10,8 @@ const BASIS = 0xcbf29ce484222325n;
 /** 16 hexadecimal digits. Text is hashed as UTF-8 (wiring text is ASCII). Source: Fowler, Noll, Vo. */
 export function fnv1a64(text: string): string {
   let hash = BASIS;
-  for (const byte of new TextEncoder().encode(text)) hash = ((hash ^ BigInt(byte)) * PRIME) & 0xffffffffffffffffn;
+  for (const byte of new TextEncoder().encode(text))
+    hash = ((hash ^ BigInt(byte)) * PRIME) & 0xffffffffffffffffn;
   return hash.toString(16).padStart(16, '0');
 }
 

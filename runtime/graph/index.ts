@@ -10,5 +10,6 @@ export { matches } from './patterns.js';
 export { printProgram } from './print.js';
 export { Recorder } from './recorder.js';
 export { fuseAddNorm } from './rewrites/fuse-add-norm.js';
+export { prune } from './rewrites/prune.js';
 export { recomputeBlocks } from './rewrites/recompute.js';
 export { opCosts, summarise, type OpTotal, type ProgramSummary } from './summary.js';

@@ -70,16 +70,14 @@ export function lower(graph: Graph, options: LowerOptions = {}): Lowered {
     tensors.push({ name, dtype, shape: [...shape], storage: storage(tensor) });
     return tensors.length - 1;
   };
-  const ops = graph.nodes.map(
-    (node): ProgramOp => ({
-      op: node.op,
-      inputs: node.inputs.map(index),
-      outputs: node.outputs.map(index),
-      attrs: { ...node.attrs },
-      scope: node.scope,
-      phase: node.phase,
-    }),
-  );
+  const ops = graph.nodes.map((node): ProgramOp => ({
+    op: node.op,
+    inputs: node.inputs.map(index),
+    outputs: node.outputs.map(index),
+    attrs: { ...node.attrs },
+    scope: node.scope,
+    phase: node.phase,
+  }));
   const program: Program = { version: 1, name: graph.name, tensors, ops, arenaBytes: packing.bytes };
   return { program, tensors: [...stored.values()], taps: taps.byScope, liveBytes: live };
 }
@@ -91,7 +89,10 @@ function checkWrittenBeforeRead(nodes: readonly Node[]): void {
     const modified = (opSpec(node.op).modifies?.(node) ?? []).map((position) => node.outputs[position]);
     for (const tensor of [...node.inputs, ...modified])
       if (tensor?.place.kind === 'arena' && !written.has(tensor))
-        throw new Q4Error('Q4510', `${node.op} at ${node.scope} reads ${tensor.name} before anything wrote it`);
+        throw new Q4Error(
+          'Q4510',
+          `${node.op} at ${node.scope} reads ${tensor.name} before anything wrote it`,
+        );
     for (const output of node.outputs) if (output) written.add(output);
   }
 }

@@ -9,7 +9,8 @@ export interface Packing {
 type Order = (a: Buffer, b: Buffer) => number;
 
 const bySize: Order = (a, b) => b.bytes - a.bytes || a.first - b.first;
-const byArea: Order = (a, b) => b.bytes * (b.last - b.first + 1) - a.bytes * (a.last - a.first + 1) || a.first - b.first;
+const byArea: Order = (a, b) =>
+  b.bytes * (b.last - b.first + 1) - a.bytes * (a.last - a.first + 1) || a.first - b.first;
 const byStart: Order = (a, b) => a.first - b.first || b.bytes - a.bytes;
 const byLength: Order = (a, b) => b.last - b.first - (a.last - a.first) || bySize(a, b);
 

@@ -17,7 +17,10 @@ function scaled(value: number, step: number): string {
   return `${unit === 0 ? rest : rest.toPrecision(3)} ${UNITS[unit]}`;
 }
 
-const bytes = (value: number): string => `${scaled(value, 1024).replace('k', 'Ki').replace(/([MGTP])$/, '$1i')}B`;
+const bytes = (value: number): string =>
+  `${scaled(value, 1024)
+    .replace('k', 'Ki')
+    .replace(/([MGTP])$/, '$1i')}B`;
 
 function operand(tensor: ProgramTensor): string {
   const { storage } = tensor;
@@ -37,7 +40,9 @@ export function printProgram(program: Program): string {
     const signature = parseSignature(opSpec(op.op).signature);
     const side = (indices: readonly number[], names: readonly { readonly name: string }[]): string =>
       indices
-        .map((at, position) => (at === -1 ? null : `${names[position]!.name} ${operand(program.tensors[at]!)}`))
+        .map((at, position) =>
+          at === -1 ? null : `${names[position]!.name} ${operand(program.tensors[at]!)}`,
+        )
         .filter((text) => text !== null)
         .join(', ');
     const attrs = Object.entries(op.attrs).map(([name, value]) => `${name}=${value}`);

@@ -104,7 +104,11 @@ export class Recorder {
    * new tensors of the arena; optional ones are absent; scratch is made as the device needs it.
    * @throws Q4Error Q4510 when shapes or dtypes do not fit.
    */
-  emit(spec: OpSpec, inputs: readonly (Tensor | null)[], options: EmitOptions = {}): readonly (Tensor | null)[] {
+  emit(
+    spec: OpSpec,
+    inputs: readonly (Tensor | null)[],
+    options: EmitOptions = {},
+  ): readonly (Tensor | null)[] {
     const attrs = options.attrs ?? {};
     const inferred = inferOutputs(spec, inputs, attrs, this.activation);
     const outputs = parseSignature(spec.signature).outputs.map((argument, index): Tensor | null => {
@@ -118,7 +122,8 @@ export class Recorder {
     if (spec.scratch) {
       const view: OpView = { op: spec.name, inputs, outputs, attrs };
       const shape = spec.scratch(view, this.device);
-      if (shape) outputs[outputs.length - 1] = this.arena(`${this.label(spec)}.scratch`, { dtype: 'f32', shape });
+      if (shape)
+        outputs[outputs.length - 1] = this.arena(`${this.label(spec)}.scratch`, { dtype: 'f32', shape });
     }
     const node: Node = { op: spec.name, inputs, outputs, attrs, scope: this.path, phase: this.phase };
     checkOp(spec, node);
@@ -140,7 +145,13 @@ export class Recorder {
 
   finish(name: string): Graph {
     const { nodes, results } = this.sink;
-    return { name, device: this.device, activation: this.activation, nodes: [...nodes], results: new Map(results) };
+    return {
+      name,
+      device: this.device,
+      activation: this.activation,
+      nodes: [...nodes],
+      results: new Map(results),
+    };
   }
 
   private label(spec: OpSpec): string {
@@ -154,4 +165,6 @@ export class Recorder {
 }
 
 const storedKey = (tensor: Tensor): string =>
-  tensor.place.kind === 'store' ? `${tensor.place.tensor.name}@${tensor.place.byteOffset}:${tensor.shape.join()}` : '';
+  tensor.place.kind === 'store'
+    ? `${tensor.place.tensor.name}@${tensor.place.byteOffset}:${tensor.shape.join()}`
+    : '';

@@ -112,7 +112,9 @@ class Binding {
       if (!this.whole) return this.fail(argument, 'has no shape to infer');
       return { dtype, shape: this.whole };
     }
-    const shape = argument.dims.map((dim) => this.value(dim) ?? this.fail(argument, `has the unknown dimension ${dim}`));
+    const shape = argument.dims.map(
+      (dim) => this.value(dim) ?? this.fail(argument, `has the unknown dimension ${dim}`),
+    );
     return { dtype, shape };
   }
 }

@@ -15,7 +15,8 @@ const ATTRS = ['batch', 'heads', 'kv_heads', 'head_dim'] as const;
 const checkShape = (view: OpView, rows: number, keys: number): string | null => {
   const { batch, heads, kv_heads } = view.attrs as { batch: number; heads: number; kv_heads: number };
   if (heads % kv_heads !== 0) return `${heads} heads do not divide into ${kv_heads} key-value heads`;
-  if (rows % batch !== 0 || keys % batch !== 0) return `${rows} and ${keys} rows do not divide into a batch of ${batch}`;
+  if (rows % batch !== 0 || keys % batch !== 0)
+    return `${rows} and ${keys} rows do not divide into a batch of ${batch}`;
   return keys < rows ? `there are fewer keys (${keys}) than queries (${rows})` : null;
 };
 

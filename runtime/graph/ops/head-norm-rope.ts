@@ -6,7 +6,9 @@ import type { DeviceKind, OpSpec, OpView, Tensor } from '../types.js';
 const checkHeads = (view: OpView): string | null => {
   const width = view.inputs[0]!.shape[1]!;
   const dim = view.attrs['head_dim']!;
-  return dim % 2 === 0 && width % dim === 0 ? null : `a width of ${width} is not whole heads of an even ${dim}`;
+  return dim % 2 === 0 && width % dim === 0
+    ? null
+    : `a width of ${width} is not whole heads of an even ${dim}`;
 };
 
 export const HEAD_NORM_ROPE: OpSpec = {
@@ -22,10 +24,12 @@ export const HEAD_NORM_ROPE: OpSpec = {
     const target = tape.parameterGradient(weight);
     if (!target && !tape.needs(x)) return;
     const { head_dim, theta } = node.attrs;
-    const [dx] = tape.at(node).emit(HEAD_NORM_ROPE_BACKWARD, [dy, x!, weight!, node.outputs[1]!, positions!], {
-      attrs: { head_dim: head_dim!, theta: theta!, accumulate: target?.accumulate ?? 0 },
-      into: { dweight: target?.tensor ?? null },
-    });
+    const [dx] = tape
+      .at(node)
+      .emit(HEAD_NORM_ROPE_BACKWARD, [dy, x!, weight!, node.outputs[1]!, positions!], {
+        attrs: { head_dim: head_dim!, theta: theta!, accumulate: target?.accumulate ?? 0 },
+        into: { dweight: target?.tensor ?? null },
+      });
     tape.give(x, dx!);
   },
 };

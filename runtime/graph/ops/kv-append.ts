@@ -8,7 +8,11 @@ export const KV_APPEND: OpSpec = {
   signature: 'k: act[N,W], v: act[N,W], past: i32[batch] -> k_cache: act[S,W], v_cache: act[S,W]',
   attrs: ['batch'],
   check: (view) => {
-    const [rows, capacity, batch] = [view.inputs[0]!.shape[0]!, view.outputs[0]!.shape[0]!, view.attrs['batch']!];
+    const [rows, capacity, batch] = [
+      view.inputs[0]!.shape[0]!,
+      view.outputs[0]!.shape[0]!,
+      view.attrs['batch']!,
+    ];
     return rows % batch === 0 && capacity % batch === 0
       ? null
       : `${rows} and ${capacity} rows do not divide into a batch of ${batch}`;
@@ -24,6 +28,13 @@ export interface LayerCache {
 }
 
 /** k, v act [batch·T, kv], past i32 [batch] → into the caches act [batch·S, kv]. */
-export function kvAppend(k: Tensor, v: Tensor, past: Tensor, batch: number, cache: LayerCache, at: Recorder): void {
+export function kvAppend(
+  k: Tensor,
+  v: Tensor,
+  past: Tensor,
+  batch: number,
+  cache: LayerCache,
+  at: Recorder,
+): void {
   at.emit(KV_APPEND, [k, v, past], { attrs: { batch }, into: { k_cache: cache.k, v_cache: cache.v } });
 }

@@ -25,10 +25,16 @@ export const LINEAR_CROSS_ENTROPY: OpSpec = {
     const target = tape.parameterGradient(weight);
     if (!target && !tape.needs(x)) return;
     if (target && target.accumulate !== node.attrs['accumulate'])
-      throw tape.bug(node, 'the loss and the gradient of the head must both be overwritten or both be added to');
+      throw tape.bug(
+        node,
+        'the loss and the gradient of the head must both be overwritten or both be added to',
+      );
     // dweight needs dx: it is made from the same chunk.
     const dx = tape.at(node).arena(`${node.scope}.dx`, x!);
-    tape.replace(node, { ...node, outputs: [node.outputs[0]!, dx, target?.tensor ?? null, node.outputs[3]!] });
+    tape.replace(node, {
+      ...node,
+      outputs: [node.outputs[0]!, dx, target?.tensor ?? null, node.outputs[3]!],
+    });
     tape.give(x, dx);
   },
 };

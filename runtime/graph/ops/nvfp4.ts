@@ -22,7 +22,8 @@ export const QUANTIZE_NVFP4: OpSpec = {
   check: (view) => {
     const { slot_begin: begin, slot_end: end, changed_slot: slot } = view.attrs as Record<string, number>;
     const amax = view.inputs[1];
-    if (amax && !(begin! >= 0 && begin! < end! && end! <= amax.shape[0]!)) return 'the slots lie outside amax';
+    if (amax && !(begin! >= 0 && begin! < end! && end! <= amax.shape[0]!))
+      return 'the slots lie outside amax';
     return inVector(slot!, view.outputs[1]!.shape[0]!) ? null : 'the changed slot lies outside its vector';
   },
   // The old codes are compared with the new ones, and one slot of many is written.

@@ -7,7 +7,8 @@ export const SUM_SQUARES: OpSpec = {
   name: 'sum_squares',
   signature: 'x: f32|bf16[*] -> partials: f32[P]',
   attrs: ['slot'],
-  check: (view) => (view.attrs['slot']! < view.outputs[0]!.shape[0]! ? null : 'the slot lies outside its vector'),
+  check: (view) =>
+    view.attrs['slot']! < view.outputs[0]!.shape[0]! ? null : 'the slot lies outside its vector',
   // One slot of many: the others stay.
   modifies: () => [0],
   cost: (view) => ({ flops: 2 * elements(view.inputs[0]), bytes: traffic({ ...view, outputs: [] }) + 4 }),
@@ -36,7 +37,13 @@ export function sumSquares(x: Tensor, slot: number, partials: Tensor, at: Record
 }
 
 /** stats f32 [4] = { norm, clip coefficient, applied, loss }. */
-export function gradStats(partials: Tensor, loss: Tensor, maxNorm: number, stats: Tensor, at: Recorder): void {
+export function gradStats(
+  partials: Tensor,
+  loss: Tensor,
+  maxNorm: number,
+  stats: Tensor,
+  at: Recorder,
+): void {
   at.emit(GRAD_STATS, [partials, loss], { attrs: { max_norm: maxNorm }, into: { stats } });
 }
 

@@ -36,7 +36,8 @@ export function recomputeBlocks(graph: Graph, blockOf: (scope: string) => string
     return again.get(tensor)!;
   };
   for (const node of graph.nodes) {
-    const inputs = node.phase === 'backward' ? node.inputs.map((input) => input && remake(input)) : node.inputs;
+    const inputs =
+      node.phase === 'backward' ? node.inputs.map((input) => input && remake(input)) : node.inputs;
     nodes.push({ ...node, inputs });
   }
   return { ...graph, nodes };
