@@ -339,6 +339,10 @@ void register_engine(Napi::Env env, Napi::Object exports) {
     store->free(text(info[1]));
     return info.Env().Undefined();
   });
+  add("storeRename", [](const Napi::CallbackInfo& info) -> Napi::Value {
+    get_handle<Store>(info[0])->rename(text(info[1]), text(info[2]));
+    return info.Env().Undefined();
+  });
   add("storeRead", store_read);
   add("storeWrite", store_write);
   // loadProgram(store, program, arena | null) → executable

@@ -64,6 +64,14 @@ void Store::free(const std::string& name) {
   tensors_.erase(name);
 }
 
+void Store::rename(const std::string& from, const std::string& to) {
+  if (has(to)) throw Error("Q4511", "tensor '" + to + "' exists already");
+  entry(from);
+  auto node = tensors_.extract(from);
+  node.key() = to;
+  tensors_.insert(std::move(node));
+}
+
 std::vector<std::string> Store::names() const {
   std::vector<std::string> names;
   for (const auto& [name, entry] : tensors_) names.push_back(name);

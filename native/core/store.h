@@ -45,6 +45,8 @@ class Store {
   Tensor find(const std::string& name) const;
   std::shared_ptr<Allocation> allocation(const std::string& name) const;
   void free(const std::string& name);
+  // Gives a tensor another name; Q4511 if `from` does not exist or `to` does. Programs bound to it stay bound.
+  void rename(const std::string& from, const std::string& to);
   std::vector<std::string> names() const;
   int64_t bytes() const { return bytes_; }
 

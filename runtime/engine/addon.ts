@@ -33,6 +33,7 @@ export interface Addon {
   storeInfo(store: Handle, name: string): { name: string; dtype: string; shape: number[]; bytes: number };
   storeNames(store: Handle): string[];
   storeBytes(store: Handle): number;
+  storeRename(store: Handle, from: string, to: string): void;
   storeFree(store: Handle, name: string): void;
   storeRead(store: Handle, name: string, part: string): Float32Array | Int32Array | Uint16Array | Uint8Array;
   storeWrite(store: Handle, name: string, part: string, data: ArrayBufferView): void;

@@ -75,6 +75,9 @@ export class NativeStore implements Store {
   free(name: string): void {
     native(() => addon().storeFree(this.handle, name));
   }
+  rename(from: string, to: string): void {
+    native(() => addon().storeRename(this.handle, from, to));
+  }
   dispose(): void {
     addon().dispose(this.handle);
   }

@@ -50,6 +50,8 @@ export interface Store {
   /** Overwrites the whole tensor (or part); the array's type and length must match. */
   write(name: string, data: NumericArray, part?: TensorPart): void;
   free(name: string): void;
+  /** Loaded programs stay bound to the tensor. */
+  rename(from: string, to: string): void;
   dispose(): void;
 }
 
