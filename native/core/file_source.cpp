@@ -59,6 +59,7 @@ FileSource::FileSource(const std::string& path) : path_(path) {
     close(fd_);
     refuse_kind(path, kind_of(state.st_mode));
   }
+  size_ = state.st_size, modified_ns_ = modified(state);
 }
 
 FileSource::~FileSource() { close(fd_); }
