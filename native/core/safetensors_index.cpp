@@ -85,6 +85,7 @@ class Parser {
     entry_.clear();
     check_entry_name(key, {source_.path(), "", at, "", "", ""});
     entry_ = escape_name(key);
+    json_.about(entry_);
     FileEntry parsed;
     parsed.name = key, parsed.header_offset = at;
     std::vector<int64_t> offsets;
@@ -105,6 +106,7 @@ class Parser {
     check_place(parsed, offsets[0], offsets[1]);
     index_.entries.push_back(std::move(parsed));
     entry_.clear();
+    json_.about({});
   }
 
   FileType type(int64_t at) {

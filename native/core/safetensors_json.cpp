@@ -32,7 +32,7 @@ JsonReader::JsonReader(std::string_view text, std::string path, int64_t base)
 }
 
 void JsonReader::fail(const std::string& expected) {
-  FileProblem problem{path_, "", base_ + static_cast<int64_t>(at_), expected,
+  FileProblem problem{path_, entry_, base_ + static_cast<int64_t>(at_), expected,
                       at_ < text_.size() ? std::string("'") + escape_name(text_.substr(at_, 1)) + "'" : "the end of the header",
                       "this is no safetensors file, or it is damaged"};
   throw FileError("Q4231", "the safetensors header is not the JSON it should be", problem);

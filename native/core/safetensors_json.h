@@ -26,12 +26,14 @@ class JsonReader {
   // Q4231 unless only white space is left.
   void end();
   [[noreturn]] void fail(const std::string& expected);
+  // The tensor that the text is about from here on, escaped, for messages; empty for none.
+  void about(std::string entry) { entry_ = std::move(entry); }
 
  private:
   void skip_space();
   uint32_t hex4();
   std::string_view text_;
-  std::string path_;
+  std::string path_, entry_;
   int64_t base_;
   size_t at_ = 0;
 };
