@@ -61,7 +61,8 @@ Q4_HOST_DEVICE inline uint16_t f32_to_bf16_stochastic(float value, uint32_t word
 }
 
 // The sampler's uniform for draw `counter` of row `row`.
-Q4_HOST_DEVICE inline float philox_sampling_uniform(uint32_t seed_lo, uint32_t seed_hi, uint32_t row, uint32_t counter) {
+Q4_HOST_DEVICE inline float philox_sampling_uniform(uint32_t seed_lo, uint32_t seed_hi, uint32_t row,
+                                                    uint32_t counter) {
   return philox_uniform(philox_group(seed_lo, seed_hi, Draw::sampling, row, counter, 0).word[0]);
 }
 

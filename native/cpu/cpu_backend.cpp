@@ -121,10 +121,18 @@ double CpuBackend::now() {
 
 float* f32_activation(const Tensor& tensor, const char* op) {
   if (tensor.dtype != DType::f32)
-    throw Error("Q4512",
-                std::string(op) + ": the CPU computes with f32 activations, found " + describe(tensor),
+    throw Error("Q4512", std::string(op) + ": the CPU computes with f32 activations, found " + describe(tensor),
                 "Set precision: fp32, or run on a CUDA device.");
   return tensor.f32();
+}
+
+void check_ids(const Tensor& ids, int64_t bound, const char* op) {
+  for (int64_t i = 0; i < ids.elements(); ++i) {
+    const int32_t id = ids.i32()[i];
+    if (id < 0 || id >= bound)
+      throw Error("Q4510", std::string(op) + ": index " + std::to_string(id) + " at " + std::to_string(i) +
+                               " lies outside [0, " + std::to_string(bound) + ")");
+  }
 }
 
 }  // namespace q4

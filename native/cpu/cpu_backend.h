@@ -33,5 +33,7 @@ class CpuBackend : public Backend {
 
 // The fp32 elements of an activation; throws Error(Q4512) naming the op when the program's activations are bf16.
 float* f32_activation(const Tensor& tensor, const char* op);
+// Throws Error(Q4510) unless every index lies in [0, bound): token ids and row numbers are data, not part of a program.
+void check_ids(const Tensor& ids, int64_t bound, const char* op);
 
 }  // namespace q4

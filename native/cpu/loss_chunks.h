@@ -1,6 +1,7 @@
 // Cuts the rows of a cross-entropy into chunks whose logits fit in the scratch tensor.
 #pragma once
 #include <algorithm>
+#include <string>
 
 #include "core/error.h"
 #include "core/tensor.h"
@@ -12,6 +13,12 @@ struct LossChunk {
   Tensor x, dx, logits;  // [n, H], [n, H] or absent, [n, V]
   const int32_t* labels;
 };
+
+inline void check_label(int32_t label, int64_t vocabulary) {
+  if (label >= vocabulary)
+    throw Error("Q4510", "linear_cross_entropy: label " + std::to_string(label) + " lies outside the vocabulary of " +
+                             std::to_string(vocabulary));
+}
 
 // Rows [first, first + count) of a matrix; an absent tensor stays absent.
 inline Tensor row_slice(const Tensor& matrix, int64_t first, int64_t count) {

@@ -89,7 +89,8 @@ void ReferenceBackend::attention_backward(const Tensor& dout, const Tensor& q, c
             query_gradient[static_cast<size_t>(d)] += ds * keys[row + d];
           }
         }
-        for (int64_t d = 0; d < head_dim; ++d) dq.f32()[at + d] = static_cast<float>(query_gradient[static_cast<size_t>(d)]);
+        for (int64_t d = 0; d < head_dim; ++d)
+          dq.f32()[at + d] = static_cast<float>(query_gradient[static_cast<size_t>(d)]);
       }
   for (int64_t i = 0; i < k.elements(); ++i) {
     dk.f32()[i] = static_cast<float>(key_gradient[static_cast<size_t>(i)]);

@@ -8,11 +8,16 @@ namespace q4 {
 // Element i, row-major; of an nvfp4 matrix the dequantised value.
 inline float element(const Tensor& tensor, int64_t i) {
   switch (tensor.dtype) {
-    case DType::f32: return tensor.f32()[i];
-    case DType::bf16: return bf16_to_f32(tensor.as<uint16_t>()[i]);
-    case DType::f16: return f16_to_f32(tensor.as<uint16_t>()[i]);
-    case DType::i32: return static_cast<float>(tensor.i32()[i]);
-    case DType::u8: return tensor.as<uint8_t>()[i];
+    case DType::f32:
+      return tensor.f32()[i];
+    case DType::bf16:
+      return bf16_to_f32(tensor.as<uint16_t>()[i]);
+    case DType::f16:
+      return f16_to_f32(tensor.as<uint16_t>()[i]);
+    case DType::i32:
+      return static_cast<float>(tensor.i32()[i]);
+    case DType::u8:
+      return tensor.as<uint8_t>()[i];
     case DType::nvfp4: {
       // Rows are a whole number of blocks, so the flat index finds the scale too.
       const uint8_t pair = tensor.as<uint8_t>()[i / 2];

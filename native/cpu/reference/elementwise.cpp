@@ -1,6 +1,6 @@
 // embedding, swiglu, add, gather_rows, kv_append and their gradients.
 #include <cmath>
-#include <cstring>
+#include <vector>
 
 #include "cpu/reference/element.h"
 #include "cpu/reference/reference_backend.h"
@@ -10,6 +10,7 @@ namespace q4 {
 void ReferenceBackend::embedding(const Tensor& table, const Tensor& ids, const Tensor& y) {
   float* out = f32_activation(y, "embedding");
   const int64_t width = y.cols();
+  check_ids(ids, table.rows(), "embedding");
   for (int64_t n = 0; n < y.rows(); ++n)
     for (int64_t c = 0; c < width; ++c) out[n * width + c] = element(table, ids.i32()[n] * width + c);
 }
@@ -17,9 +18,14 @@ void ReferenceBackend::embedding(const Tensor& table, const Tensor& ids, const T
 void ReferenceBackend::embedding_backward(const Tensor& dy, const Tensor& ids, bool accumulate, const Tensor& dtable) {
   const float* g = f32_activation(dy, "embedding_backward");
   const int64_t width = dtable.cols();
-  if (!accumulate) std::memset(dtable.data, 0, static_cast<size_t>(dtable.elements()) * 4);
+  check_ids(ids, dtable.rows(), "embedding_backward");
+  // Summed in fp32 and rounded once, whatever the table's dtype.
+  std::vector<float> sum(static_cast<size_t>(dtable.elements()), 0.0f);
+  if (accumulate)
+    for (int64_t i = 0; i < dtable.elements(); ++i) sum[static_cast<size_t>(i)] = element(dtable, i);
   for (int64_t n = 0; n < dy.rows(); ++n)
-    for (int64_t c = 0; c < width; ++c) dtable.f32()[ids.i32()[n] * width + c] += g[n * width + c];
+    for (int64_t c = 0; c < width; ++c) sum[static_cast<size_t>(ids.i32()[n] * width + c)] += g[n * width + c];
+  for (int64_t i = 0; i < dtable.elements(); ++i) set_element(dtable, i, sum[static_cast<size_t>(i)]);
 }
 
 void ReferenceBackend::swiglu(const Tensor& gate, const Tensor& up, const Tensor& y) {
@@ -47,6 +53,7 @@ void ReferenceBackend::add(const Tensor& a, const Tensor& b, const Tensor& y) {
 void ReferenceBackend::gather_rows(const Tensor& x, const Tensor& rows, const Tensor& y) {
   const float* in = f32_activation(x, "gather_rows");
   const int64_t width = x.cols();
+  check_ids(rows, x.rows(), "gather_rows");
   for (int64_t m = 0; m < y.rows(); ++m)
     for (int64_t c = 0; c < width; ++c) y.f32()[m * width + c] = in[rows.i32()[m] * width + c];
 }

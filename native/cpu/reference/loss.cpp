@@ -3,7 +3,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "core/error.h"
 #include "cpu/loss_chunks.h"
 #include "cpu/reference/reference_backend.h"
 
@@ -21,6 +20,7 @@ void ReferenceBackend::linear_cross_entropy(const Tensor& x, const Tensor& weigh
     for (int64_t n = 0; n < chunk.x.rows(); ++n) {
       float* logit = chunk.logits.f32() + n * vocabulary;
       const int32_t label = chunk.labels[n];
+      check_label(label, vocabulary);
       float largest = logit[0];
       for (int64_t c = 1; c < vocabulary; ++c) largest = std::max(largest, logit[c]);
       double total = 0;

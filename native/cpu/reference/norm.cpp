@@ -32,7 +32,9 @@ void norm_row_backward(const float* dy, const float* x, const float* weight, flo
   }
 }
 
-void store_gradient(const std::vector<double>& sum, bool accumulate, float* out) {
+void store_gradient(const std::vector<double>& sum, bool accumulate, const Tensor& dweight) {
+  if (!dweight) return;
+  float* out = dweight.f32();
   for (size_t i = 0; i < sum.size(); ++i) out[i] = static_cast<float>((accumulate ? out[i] : 0.0) + sum[i]);
 }
 
@@ -60,7 +62,7 @@ void ReferenceBackend::rms_norm_backward(const Tensor& dy, const Tensor& x, cons
   for (int64_t n = 0; n < x.rows(); ++n)
     norm_row_backward(g + n * width, x.f32() + n * width, weight.f32(), rstd.f32()[n],
                       dresidual ? dresidual.f32() + n * width : nullptr, width, dx.f32() + n * width, gradient.data());
-  store_gradient(gradient, accumulate, dweight.f32());
+  store_gradient(gradient, accumulate, dweight);
 }
 
 void ReferenceBackend::head_norm_rope(const Tensor& x, const Tensor& weight, const Tensor& positions, int64_t head_dim,
@@ -102,7 +104,7 @@ void ReferenceBackend::head_norm_rope_backward(const Tensor& dy, const Tensor& x
       norm_row_backward(unrotated.data(), x.f32() + at, weight.f32(), rstd.f32()[n * heads + h], nullptr, head_dim,
                         dx.f32() + at, gradient.data());
     }
-  store_gradient(gradient, accumulate, dweight.f32());
+  store_gradient(gradient, accumulate, dweight);
 }
 
 }  // namespace q4

@@ -32,14 +32,14 @@ void ReferenceBackend::adamw(const Tensor& grad, const Tensor& stats, const Tens
                              bool decay, int64_t stream, const Tensor& master, const Tensor& m, const Tensor& v) {
   const float *s = stats.f32(), *h = hyper.f32();
   if (s[2] == 0) return;
-  const float clip = s[1], lr = h[0], beta1 = h[1], beta2 = h[2], eps = h[3], shrink = lr * h[4];
+  const float clip = s[1], lr = h[0], beta1 = h[1], beta2 = h[2], eps = h[3], shrink = decay ? lr * h[4] : 0.0f;
   const float correction1 = h[5], correction2 = h[6];
   for (int64_t i = 0; i < master.elements(); ++i) {
     const float g = element(grad, i) * clip;
     const float m_i = beta1 * m.f32()[i] + (1.0f - beta1) * g;
     const float v_i = beta2 * v.f32()[i] + (1.0f - beta2) * (g * g);
     float w = element(master, i);
-    if (decay) w = w - shrink * w;
+    w = w - shrink * w;
     w = w - lr * (m_i / correction1) / (std::sqrt(v_i / correction2) + eps);
     m.f32()[i] = m_i;
     v.f32()[i] = v_i;

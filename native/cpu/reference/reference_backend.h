@@ -52,8 +52,8 @@ class ReferenceBackend : public CpuBackend {
              int64_t stream, const Tensor& master, const Tensor& m, const Tensor& v) override;
   void amax(const Tensor& x, int64_t slot, const Tensor& out) override;
 
-  void quantize_nvfp4(const Tensor& master, const Tensor& amax, Slots slots, int64_t changed_slot,
-                      const Tensor& weight, const Tensor& changed) override;
+  void quantize_nvfp4(const Tensor& master, const Tensor& amax, Slots slots, int64_t changed_slot, const Tensor& weight,
+                      const Tensor& changed) override;
   void dequantize_nvfp4(const Tensor& weight, const Tensor& y) override;
   void count_changed(const Tensor& a, const Tensor& b, int64_t slot, const Tensor& out) override;
 

@@ -46,8 +46,7 @@ int32_t sample_row(std::vector<float>& logit, const Sampling& s, float u) {
     candidates[i] = {std::exp((logit[i] - largest) / s.temperature), static_cast<int32_t>(i)};
   std::sort(candidates.begin(), candidates.end(), before);
 
-  if (s.top_k >= 1 && s.top_k < static_cast<float>(candidates.size()))
-    candidates.resize(static_cast<size_t>(s.top_k));
+  if (s.top_k >= 1 && s.top_k < static_cast<float>(candidates.size())) candidates.resize(static_cast<size_t>(s.top_k));
   if (s.top_p < 1) {
     double total = 0, running = 0;
     for (const Candidate& c : candidates) total += c.weight;
@@ -78,8 +77,8 @@ void ReferenceBackend::sample(const Tensor& logits, const Tensor& sampling, cons
       row[static_cast<size_t>(c)] = !marked[c] ? logit : logit > 0 ? logit / penalty : logit * penalty;
     }
     const auto* seed = rng.as<uint32_t>() + b * 2;
-    const float u = philox_sampling_uniform(seed[0], seed[1], static_cast<uint32_t>(b),
-                                            static_cast<uint32_t>(past.i32()[b]));
+    const float u =
+        philox_sampling_uniform(seed[0], seed[1], static_cast<uint32_t>(b), static_cast<uint32_t>(past.i32()[b]));
     const int32_t id = sample_row(row, options, u);
     ids.i32()[b] = id;
     marked[id] = 1;

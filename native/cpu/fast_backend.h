@@ -1,0 +1,84 @@
+// The fast CPU backend: vector kernels (kernels.h) over all cores. Where an op is not overridden, the reference's loop
+// is fast enough. Same inputs give the same bytes, whatever the number of threads.
+#pragma once
+#include <vector>
+
+#include "cpu/gemm.h"
+#include "cpu/kernels.h"
+#include "cpu/reference/reference_backend.h"
+#include "cpu/thread_pool.h"
+#include "cpu/workspace.h"
+
+namespace q4 {
+
+class FastBackend final : public ReferenceBackend {
+ public:
+  FastBackend(const Kernels& kernels, int threads);
+
+  void embedding(const Tensor& table, const Tensor& ids, const Tensor& y) override;
+  void rms_norm(const Tensor& x, const Tensor& weight, float eps, const Tensor& y, const Tensor& rstd) override;
+  void add_rms_norm(const Tensor& x, const Tensor& branch, const Tensor& weight, float eps, const Tensor& sum,
+                    const Tensor& y, const Tensor& rstd) override;
+  void head_norm_rope(const Tensor& x, const Tensor& weight, const Tensor& positions, int64_t head_dim, float eps,
+                      double theta, const Tensor& y, const Tensor& rstd) override;
+  void linear(const Tensor& x, const Tensor& weight, const Tensor& y) override;
+  void attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& attend_from, const Tensor& past,
+                 const AttentionShape& shape, const Tensor& out, const Tensor& lse, const Tensor& scratch) override;
+  void swiglu(const Tensor& gate, const Tensor& up, const Tensor& y) override;
+  void add(const Tensor& a, const Tensor& b, const Tensor& y) override;
+
+  void linear_cross_entropy(const Tensor& x, const Tensor& weight, const Tensor& labels, const Tensor& scale,
+                            bool accumulate, const Tensor& loss, const Tensor& dx, const Tensor& dweight,
+                            const Tensor& scratch) override;
+
+  void embedding_backward(const Tensor& dy, const Tensor& ids, bool accumulate, const Tensor& dtable) override;
+  void rms_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& weight, const Tensor& rstd,
+                         const Tensor& dresidual, bool accumulate, const Tensor& dx, const Tensor& dweight,
+                         const Tensor& scratch) override;
+  void head_norm_rope_backward(const Tensor& dy, const Tensor& x, const Tensor& weight, const Tensor& rstd,
+                               const Tensor& positions, int64_t head_dim, double theta, bool accumulate,
+                               const Tensor& dx, const Tensor& dweight, const Tensor& scratch) override;
+  void linear_dgrad(const Tensor& dy, const Tensor& weight, bool accumulate, const Tensor& dx) override;
+  void linear_wgrad(const Tensor& dy, const Tensor& x, bool accumulate, const Tensor& dweight) override;
+  void attention_backward(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
+                          const Tensor& lse, const Tensor& attend_from, const AttentionShape& shape, const Tensor& dq,
+                          const Tensor& dk, const Tensor& dv, const Tensor& scratch) override;
+  void swiglu_backward(const Tensor& dy, const Tensor& gate, const Tensor& up, const Tensor& dgate,
+                       const Tensor& dup) override;
+
+  void sum_squares(const Tensor& x, int64_t slot, const Tensor& partials) override;
+  void adamw(const Tensor& grad, const Tensor& stats, const Tensor& hyper, const Tensor& rng, bool decay,
+             int64_t stream, const Tensor& master, const Tensor& m, const Tensor& v) override;
+  void amax(const Tensor& x, int64_t slot, const Tensor& out) override;
+  void quantize_nvfp4(const Tensor& master, const Tensor& amax, Slots slots, int64_t changed_slot, const Tensor& weight,
+                      const Tensor& changed) override;
+  void dequantize_nvfp4(const Tensor& weight, const Tensor& y) override;
+  void count_changed(const Tensor& a, const Tensor& b, int64_t slot, const Tensor& out) override;
+
+  void fill(float value, const Tensor& y) override;
+  void cast(const Tensor& x, const Tensor& y) override;
+  void random_normal(uint64_t seed, int64_t stream, float std, const Tensor& y) override;
+
+ private:
+  // Angles of every row of positions: cos then sin, [N, D/2] each, in rope_.
+  struct Angles {
+    const float *cos, *sin;
+  };
+  Angles rope_angles(const Tensor& positions, int64_t head_dim, double theta);
+  // dweight (+)= Σ_n dy[n]·x[n]·rstd[n] over rows of `width`, in order.
+  void norm_weight_gradients(const float* dy, const float* x, const float* rstd, int64_t rows, int64_t width,
+                             bool accumulate, float* dweight);
+
+  const Kernels& kernels_;
+  ThreadPool pool_;
+  Gemm gemm_;
+  Workspace shared_;  // of the calling thread
+  Workspace rope_;
+  std::vector<Workspace> per_thread_;
+};
+
+// What the matrix products read, and the factor that its values still lack.
+MatrixView matrix_view(const Tensor& weight);
+inline float global_factor(const Tensor& weight) { return weight.dtype == DType::nvfp4 ? *weight.global_scale : 1.0f; }
+
+}  // namespace q4
