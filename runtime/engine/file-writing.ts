@@ -50,8 +50,12 @@ async function writeItems(
       fileAddon().fileWrite(writer, store, requests, allowNonFinite, cancel, onProgress),
     );
   const { beforeItem, onProgress, signal } = options;
-  if (!beforeItem) return write(items.map(request), options);
   const total = items.reduce((sum, item) => sum + itemBytes(item), 0);
+  if (!beforeItem) {
+    await write(items.map(request), options);
+    onProgress?.(total, total); // native progress is throttled: the last word is ours
+    return;
+  }
   let done = 0;
   for (const [i, item] of items.entries()) {
     await beforeItem(item, i);
