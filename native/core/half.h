@@ -1,7 +1,7 @@
 // 16-bit floats as bits. Conversions to 16 bits round to nearest, ties to even.
 #pragma once
-#include <bit>
 #include <cstdint>
+#include <cstring>
 
 #if defined(__CUDACC__)
 #define Q4_HOST_DEVICE __host__ __device__
@@ -15,14 +15,18 @@ Q4_HOST_DEVICE inline uint32_t f32_bits(float value) {
 #if defined(__CUDA_ARCH__)
   return __float_as_uint(value);
 #else
-  return std::bit_cast<uint32_t>(value);
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
 #endif
 }
 Q4_HOST_DEVICE inline float bits_f32(uint32_t bits) {
 #if defined(__CUDA_ARCH__)
   return __uint_as_float(bits);
 #else
-  return std::bit_cast<float>(bits);
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
 #endif
 }
 

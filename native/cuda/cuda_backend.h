@@ -1,0 +1,153 @@
+// The CUDA backend: one device, one stream, everything on it in order. Each op is a method, defined beside its kernels.
+#pragma once
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+
+#include "core/backend.h"
+#include "cuda/cublas_lt.h"
+#include "cuda/handles.h"
+
+namespace q4::gpu {
+
+// Memory that the backend owns for as long as it lives, beside the programs' arenas.
+struct Workspace {
+  static constexpr int64_t kProductBytes = int64_t{32} << 20;   // cuBLASLt's
+  static constexpr int64_t kWeightBytes = int64_t{64} << 20;    // one dequantised matrix, or a piece of it
+  static constexpr int64_t kPartialBytes = int64_t{48} << 20;   // partial sums between the passes of one op
+  static constexpr int64_t kSmallBytes = int64_t{1} << 16;      // constants and tickets
+  static constexpr int64_t kBytes = kProductBytes + kWeightBytes + kPartialBytes + kSmallBytes;
+};
+
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(int index);
+  ~CudaBackend() override;
+  DeviceInfo info() const override;
+
+  void* allocate(int64_t bytes) override;
+  void release(void* memory) noexcept override;
+  void upload(void* device, const void* host, int64_t bytes) override;
+  void download(void* host, const void* device, int64_t bytes) override;
+  bool host_accessible() const override { return false; }
+  void* staging(int slot, int64_t bytes) override;
+  void upload_staged(void* device, int slot, int64_t bytes) override;
+  void synchronize() override;
+
+  bool begin_run(uint64_t program, bool profiled) override;
+  void end_run(uint64_t program) override;
+  void forget(uint64_t program) noexcept override;
+  double now() override;
+
+  void embedding(const Tensor& table, const Tensor& ids, const Tensor& y) override;
+  void rms_norm(const Tensor& x, const Tensor& weight, float eps, const Tensor& y, const Tensor& rstd) override;
+  void add_rms_norm(const Tensor& x, const Tensor& branch, const Tensor& weight, float eps, const Tensor& sum,
+                    const Tensor& y, const Tensor& rstd) override;
+  void head_norm_rope(const Tensor& x, const Tensor& weight, const Tensor& positions, int64_t head_dim, float eps,
+                      double theta, const Tensor& y, const Tensor& rstd) override;
+  void linear(const Tensor& x, const Tensor& weight, const Tensor& y) override;
+  void attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& attend_from, const Tensor& past,
+                 const AttentionShape& shape, const Tensor& out, const Tensor& lse, const Tensor& scratch) override;
+  void kv_append(const Tensor& k, const Tensor& v, const Tensor& past, int64_t batch, const Tensor& k_cache,
+                 const Tensor& v_cache) override;
+  void swiglu(const Tensor& gate, const Tensor& up, const Tensor& y) override;
+  void add(const Tensor& a, const Tensor& b, const Tensor& y) override;
+  void gather_rows(const Tensor& x, const Tensor& rows, const Tensor& y) override;
+  void linear_cross_entropy(const Tensor& x, const Tensor& weight, const Tensor& labels, const Tensor& scale,
+                            bool accumulate, const Tensor& loss, const Tensor& dx, const Tensor& dweight,
+                            const Tensor& scratch) override;
+  void l1_loss(const Tensor& x, const Tensor& target, const Tensor& scale, bool accumulate, const Tensor& loss,
+               const Tensor& dx) override;
+  void embedding_backward(const Tensor& dy, const Tensor& ids, bool accumulate, const Tensor& dtable) override;
+  void rms_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& weight, const Tensor& rstd,
+                         const Tensor& dresidual, bool accumulate, const Tensor& dx, const Tensor& dweight,
+                         const Tensor& scratch) override;
+  void head_norm_rope_backward(const Tensor& dy, const Tensor& x, const Tensor& weight, const Tensor& rstd,
+                               const Tensor& positions, int64_t head_dim, double theta, bool accumulate,
+                               const Tensor& dx, const Tensor& dweight, const Tensor& scratch) override;
+  void linear_dgrad(const Tensor& dy, const Tensor& weight, bool accumulate, const Tensor& dx) override;
+  void linear_wgrad(const Tensor& dy, const Tensor& x, bool accumulate, const Tensor& dweight) override;
+  void attention_backward(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
+                          const Tensor& lse, const Tensor& attend_from, const AttentionShape& shape, const Tensor& dq,
+                          const Tensor& dk, const Tensor& dv, const Tensor& scratch) override;
+  void swiglu_backward(const Tensor& dy, const Tensor& gate, const Tensor& up, const Tensor& dgate,
+                       const Tensor& dup) override;
+  void sum_squares(const Tensor& x, int64_t slot, const Tensor& partials) override;
+  void grad_stats(const Tensor& partials, const Tensor& loss, float max_norm, const Tensor& stats) override;
+  void adamw(const Tensor& grad, const Tensor& stats, const Tensor& hyper, const Tensor& rng, bool decay,
+             int64_t stream, const Tensor& master, const Tensor& m, const Tensor& v) override;
+  void amax(const Tensor& x, int64_t slot, const Tensor& out) override;
+  void quantize_nvfp4(const Tensor& master, const Tensor& amax, Slots slots, int64_t changed_slot, const Tensor& weight,
+                      const Tensor& changed) override;
+  void dequantize_nvfp4(const Tensor& weight, const Tensor& y) override;
+  void count_changed(const Tensor& a, const Tensor& b, int64_t slot, const Tensor& out) override;
+  void fill(float value, const Tensor& y) override;
+  void cast(const Tensor& x, const Tensor& y) override;
+  void random_normal(uint64_t seed, int64_t stream, float std, const Tensor& y) override;
+  void sample(const Tensor& logits, const Tensor& sampling, const Tensor& rng, const Tensor& past, const Tensor& seen,
+              const Tensor& ids, const Tensor& scratch) override;
+  void increment(int64_t by, int64_t max, const Tensor& x) override;
+
+ private:
+  // Makes this device current for the calling thread: runs come from whichever thread the engine chose.
+  void use_device() const;
+
+  // A weight as a cuBLAS operand of the activations' dtype.
+  struct Operand {
+    const void* data;
+    int64_t ld;
+    const float* alpha;  // what the product is still to be multiplied by; null is 1
+  };
+  // The part [first_row, +rows) × [first_col, +cols) of a weight; converted into the workspace where need be.
+  Operand operand(const Tensor& weight, DType act, int64_t first_row, int64_t rows, int64_t first_col, int64_t cols);
+  // Whether `weight` is used where it stands, and otherwise how many elements of it the workspace holds.
+  static bool in_place(const Tensor& weight, DType act);
+  static int64_t operand_capacity(DType act);
+  // y[N,O] (ld `ldy`) = x·Wᵀ for rows [first, first + count) of W, column offset `first` in y.
+  void linear_product(const void* x, int64_t n, int64_t ldx, DType act, const Tensor& weight, int64_t first,
+                      int64_t count, void* y, DType y_dtype, int64_t ldy);
+  // One token a sequence, or a handful: linear_decode.cu. False when the shape is not one it takes.
+  bool linear_few_rows(const Tensor& x, const Tensor& weight, const Tensor& y);
+  float* partials() const { return reinterpret_cast<float*>(workspace_bytes_ + Workspace::kProductBytes + Workspace::kWeightBytes); }
+  void* weight_buffer() const { return workspace_bytes_ + Workspace::kProductBytes; }
+  float* constants() const { return reinterpret_cast<float*>(small()); }
+  // Zero between kernels: a kernel whose last block finishes the work counts its blocks here and resets it.
+  static constexpr int kTickets = (Workspace::kSmallBytes - 256) / 4;
+  uint32_t* ticket() const { return reinterpret_cast<uint32_t*>(small() + 256); }
+  char* small() const { return workspace_bytes_ + Workspace::kProductBytes + Workspace::kWeightBytes + Workspace::kPartialBytes; }
+
+  // Kernels may be set up while their predecessor still runs.
+  bool overlap() const { return capability_ >= 90; }
+
+  const int index_;
+  int processors_ = 0, capability_ = 0;  // multiprocessors; 90 for 9.0
+  std::string name_, target_;
+  Stream stream_;
+  DeviceMemory workspace_;
+  char* workspace_bytes_ = nullptr;
+  std::unique_ptr<CublasLt> lt_;
+
+  std::mutex memory_mutex_;
+  std::set<void*> blocks_;
+  struct Staging {
+    PinnedMemory memory;
+    int64_t bytes = 0;
+    Event copied;
+  };
+  Staging staging_[2];
+  Event epoch_, mark_;
+
+  // A program is run plainly once (so that everything lazy exists), recorded the second time, replayed from then on.
+  struct Recording {
+    int runs = 0;
+    GraphExec graph;
+  };
+  std::map<uint64_t, Recording> recordings_;
+  enum class Mode { plain, recording, replaying } mode_ = Mode::plain;
+};
+
+// The target this build has code for that a device of this capability runs, e.g. "sm_90a"; empty when none.
+std::string target_for(int capability);
+
+}  // namespace q4::gpu

@@ -1,0 +1,55 @@
+// Recording and replaying programs. All pointers of a program are fixed and every number that changes between runs lives
+// in device memory, so one recording serves all later runs.
+#include <exception>
+
+#include "core/error.h"
+#include "cuda/cuda_backend.h"
+
+namespace q4::gpu {
+
+bool CudaBackend::begin_run(uint64_t program, bool profiled) {
+  use_device();
+  mode_ = Mode::plain;
+  if (profiled) return true;
+  Recording& recording = recordings_[program];
+  if (recording.graph) {
+    mode_ = Mode::replaying;
+    return false;
+  }
+  if (recording.runs > 0) {
+    Q4_CHECK(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
+    mode_ = Mode::recording;
+  }
+  return true;
+}
+
+void CudaBackend::end_run(uint64_t program) {
+  const Mode mode = std::exchange(mode_, Mode::plain);
+  Recording& recording = recordings_[program];
+  if (mode == Mode::recording) {
+    Graph graph;
+    const cudaError_t ended = cudaStreamEndCapture(stream_.get(), graph.out());
+    // Called from a handler, the run was cancelled or failed half way: nothing was run, nothing may be kept.
+    if (std::current_exception()) {
+      (void)cudaGetLastError();
+      return;
+    }
+    check(ended, "cudaStreamEndCapture");
+    Q4_CHECK(cudaGraphInstantiate(recording.graph.out(), graph.get(), 0));
+  }
+  if (mode == Mode::plain) {
+    if (!std::current_exception()) ++recording.runs;
+    return;
+  }
+  Q4_CHECK(cudaGraphLaunch(recording.graph.get(), stream_.get()));
+}
+
+void CudaBackend::forget(uint64_t program) noexcept {
+  const auto found = recordings_.find(program);
+  if (found == recordings_.end()) return;
+  (void)cudaSetDevice(index_);
+  (void)cudaStreamSynchronize(stream_.get());
+  recordings_.erase(found);
+}
+
+}  // namespace q4::gpu

@@ -1,0 +1,172 @@
+// Losses. Cross-entropy is fused with the head: one chunk of rows at a time, the logits of a batch are never held.
+#include <algorithm>
+
+#include "core/error.h"
+#include "cuda/cuda_backend.h"
+#include "cuda/device.cuh"
+
+namespace q4::gpu {
+namespace {
+
+constexpr int kThreads = 512;
+
+// One block a row of logits f32 [R,V]: row_loss = lse − logit[label]; with kGradient the row is overwritten by
+// scale·(softmax − onehot) in the activation dtype, from the row's start. A bf16 row then takes half the bytes of the
+// fp32 row, and a thread block writes only over what it has read.
+template <typename T, bool kGradient>
+__global__ void __launch_bounds__(kThreads)
+    cross_entropy_kernel(float* logits, const int32_t* labels, const float* scale, float* row_loss, int64_t vocabulary) {
+  begin();
+  __shared__ float shared_max[32], shared_sum[32];
+  float* row = logits + int64_t{blockIdx.x} * vocabulary;
+  const int label = labels[blockIdx.x];
+  float largest = -INFINITY, total = 0;
+  // Neighbouring threads take neighbouring logits; each keeps a running maximum and sum.
+  for (int64_t c = threadIdx.x; c < vocabulary; c += kThreads) {
+    const float x = row[c];
+    if (x > largest) {
+      total = total * expf(largest - x) + 1.0f;
+      largest = x;
+    } else {
+      total += x == largest ? 1.0f : expf(x - largest);
+    }
+  }
+  const float warp_largest = warp_max(largest);
+  total = warp_sum(largest == -INFINITY && total == 0 ? 0.0f : total * expf(largest - warp_largest));
+  if (threadIdx.x % 32 == 0) shared_max[threadIdx.x / 32] = warp_largest, shared_sum[threadIdx.x / 32] = total;
+  __syncthreads();
+  largest = shared_max[0];
+  for (int w = 1; w < kThreads / 32; ++w) largest = fmaxf(largest, shared_max[w]);
+  total = 0;
+  for (int w = 0; w < kThreads / 32; ++w)
+    if (shared_sum[w] != 0) total += shared_sum[w] * expf(shared_max[w] - largest);
+  const float lse = largest + logf(total);
+  if (threadIdx.x == 0) row_loss[blockIdx.x] = label >= 0 ? lse - row[label] : 0.0f;
+  if constexpr (kGradient) {
+    const float factor = label >= 0 ? *scale : 0.0f;
+    T* out = reinterpret_cast<T*>(row);
+    for (int64_t first = 0; first < vocabulary; first += kThreads) {
+      const int64_t c = first + threadIdx.x;
+      const float x = c < vocabulary ? row[c] : 0.0f;
+      __syncthreads();  // everything up to here is read (the label's logit too) before anything over it is written
+      if (c < vocabulary) out[c] = from_f32<T>(label >= 0 ? (expf(x - lse) - (c == label ? 1.0f : 0.0f)) * factor : 0.0f);
+    }
+  }
+}
+
+// loss (+)= scale · Σ rows, in order, in double. One block.
+__global__ void sum_rows_kernel(const float* rows, int64_t count, const float* scale, bool accumulate, float* loss) {
+  begin();
+  __shared__ double shared[kThreads];
+  double sum = 0;
+  for (int64_t i = threadIdx.x; i < count; i += kThreads) sum += rows[i];
+  shared[threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  for (int i = 1; i < kThreads; ++i) sum += shared[i];
+  *loss = static_cast<float>((accumulate ? double{*loss} : 0.0) + sum * *scale);
+}
+
+template <typename T>
+__global__ void narrow_kernel(const float* x, T* y, int64_t elements) {
+  begin();
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < elements; i += int64_t{gridDim.x} * kThreads) y[i] = from_f32<T>(x[i]);
+}
+
+// partial[block] = Σ |x − target| over the block's elements; dx = scale · sign(x − target).
+template <typename T>
+__global__ void l1_kernel(const T* x, const float* target, const float* scale, T* dx, float* partial, int64_t elements) {
+  begin();
+  __shared__ float shared[32];
+  const float factor = *scale;
+  float sum = 0;
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < elements; i += int64_t{gridDim.x} * kThreads) {
+    const float difference = to_f32(x[i]) - target[i];
+    sum += fabsf(difference);
+    // A NaN difference keeps its NaN.
+    if (dx) dx[i] = from_f32<T>(difference > 0 ? factor : difference < 0 ? -factor : difference * factor);
+  }
+  sum = block_sum(sum, shared);
+  if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+}  // namespace
+
+void CudaBackend::linear_cross_entropy(const Tensor& x, const Tensor& weight, const Tensor& labels, const Tensor& scale,
+                                       bool accumulate, const Tensor& loss, const Tensor& dx, const Tensor& dweight,
+                                       const Tensor& scratch) {
+  const DType act = x.dtype;
+  const int64_t rows = x.rows(), width = x.cols(), vocabulary = weight.rows();
+  // The workspace's partials hold the losses of all rows, then dx of one chunk in fp32.
+  const int64_t dx_rows = (Workspace::kPartialBytes / 4 - rows) / width;
+  const int64_t chunk = std::min({rows, scratch.elements() / vocabulary, dx_rows});
+  if (chunk < 1) throw Error("Q4510", "linear_cross_entropy: scratch holds less than one row of logits");
+  float *row_loss = partials(), *dx_sum = partials() + rows, *logits = scratch.f32();
+  const bool whole = in_place(weight, act);
+  const int64_t piece = whole ? vocabulary : std::min(vocabulary, operand_capacity(act) / width);
+  const bool bf16_act = act == DType::bf16;
+  const int64_t act_bytes = element_bytes(act);
+  // Gradients stand where the fp32 logits stood, row by row.
+  const int64_t ld_gradient = bf16_act ? vocabulary * 2 : vocabulary;
+  const Element element = bf16_act ? Element::bf16 : Element::f32;
+
+  for (int64_t first = 0; first < rows; first += chunk) {
+    const int64_t count = std::min(chunk, rows - first);
+    const char* x_chunk = x.as<char>() + first * width * act_bytes;
+    for (int64_t v = 0; v < vocabulary; v += piece)
+      linear_product(x_chunk, count, width, act, weight, v, std::min(piece, vocabulary - v), logits, DType::f32, vocabulary);
+    by_activation(act, [&](auto tag) {
+      using T = decltype(tag);
+      auto* kernel = dx || dweight ? cross_entropy_kernel<T, true> : cross_entropy_kernel<T, false>;
+      launch({static_cast<unsigned>(count), kThreads, stream_.get(), 0, overlap()}, kernel, logits, labels.i32() + first,
+             scale.f32(), row_loss + first, vocabulary);
+    });
+    if (dx) {
+      const bool direct = whole;  // one product, straight into dx; otherwise pieces add up in fp32
+      for (int64_t v = 0; v < vocabulary; v += piece) {
+        const int64_t outputs = std::min(piece, vocabulary - v);
+        const Operand w = operand(weight, act, v, outputs, 0, width);
+        Product p;
+        p.m = width, p.n = count, p.k = outputs;
+        p.inputs = element, p.output = direct ? element : Element::f32;
+        p.a = w.data, p.lda = w.ld, p.alpha = w.alpha;
+        p.b = reinterpret_cast<char*>(logits) + v * act_bytes, p.ldb = ld_gradient;
+        p.d = direct ? static_cast<void*>(dx.as<char>() + first * width * act_bytes) : dx_sum, p.ldd = width;
+        p.accumulate = v > 0;
+        lt_->run(p, stream_.get());
+      }
+      if (!direct)
+        by_activation(act, [&](auto tag) {
+          using T = decltype(tag);
+          launch({std::min(blocks_for(count * width, kThreads * 4), 65535u), kThreads, stream_.get(), 0, overlap()},
+                 narrow_kernel<T>, dx_sum, dx.as<T>() + first * width, count * width);
+        });
+    }
+    if (dweight) {
+      Product p;
+      p.transpose_b = true;
+      p.m = width, p.n = vocabulary, p.k = count;
+      p.inputs = element, p.output = dweight.dtype == DType::bf16 ? Element::bf16 : Element::f32;
+      p.a = x_chunk, p.lda = width;
+      p.b = logits, p.ldb = ld_gradient;
+      p.d = dweight.data, p.ldd = width;
+      p.accumulate = accumulate || first > 0;
+      lt_->run(p, stream_.get());
+    }
+  }
+  launch({1, kThreads, stream_.get(), 0, overlap()}, sum_rows_kernel, row_loss, rows, scale.f32(), accumulate, loss.f32());
+}
+
+void CudaBackend::l1_loss(const Tensor& x, const Tensor& target, const Tensor& scale, bool accumulate, const Tensor& loss,
+                          const Tensor& dx) {
+  const int64_t elements = x.elements();
+  const unsigned blocks = std::min(blocks_for(elements, kThreads * 4), 1024u);
+  by_activation(x.dtype, [&](auto tag) {
+    using T = decltype(tag);
+    launch({blocks, kThreads, stream_.get(), 0, overlap()}, l1_kernel<T>, x.as<T>(), target.f32(), scale.f32(), dx.as<T>(),
+           partials(), elements);
+  });
+  launch({1, kThreads, stream_.get(), 0, overlap()}, sum_rows_kernel, partials(), int64_t{blocks}, scale.f32(), accumulate, loss.f32());
+}
+
+}  // namespace q4::gpu

@@ -1,0 +1,119 @@
+// NVFP4: quantising masters, dequantising, counting what changed.
+#include "core/nvfp4.h"
+#include "cuda/cuda_backend.h"
+#include "cuda/nvfp4_bf16.cuh"
+
+namespace q4::gpu {
+namespace {
+
+constexpr int kThreads = 256;
+
+// Integer sums are the same in any order.
+__device__ void add_count(int count, int32_t* total) {
+  count = __reduce_add_sync(0xffffffffu, count);
+  if (threadIdx.x % 32 == 0 && count) atomicAdd(total, count);
+}
+
+__global__ void zero_count_kernel(int32_t* total) {
+  begin();
+  *total = 0;
+}
+
+// Half a block a thread. master [O·K] → codes, scales; every thread computes the same global scale from the amax slots.
+template <typename T>
+__global__ void quantize_kernel(const T* master, const float* amax, int64_t slot_begin, int64_t slot_end, uint32_t* codes,
+                                uint8_t* scales, float* global_out, int32_t* changed, int64_t halves) {
+  begin();
+  float global = 1.0f;
+  if (amax) {
+    float largest = 0;
+    for (int64_t i = slot_begin; i < slot_end; ++i) largest = amax_step(largest, amax[i]);
+    global = nvfp4_global_scale(largest);
+  }
+  const int64_t half = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const bool inside = half < halves;
+  Pack<8> x{};
+  if (inside) x = load<8>(master + half * 8);
+  float largest = 0;
+#pragma unroll
+  for (int j = 0; j < 8; ++j) largest = amax_step(largest, x.v[j]);
+  largest = amax_step(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
+  const uint8_t scale = nvfp4_block_scale(largest, global);
+  const float step = e4m3_to_f32(scale) * global;
+  uint32_t packed = 0;
+#pragma unroll
+  for (int j = 0; j < 8; ++j) packed |= nvfp4_code(x.v[j], step) << (4 * j);
+  int differing = 0;
+  if (inside) {
+    if (half == 0) *global_out = global;
+    if (half % 2 == 0) scales[half / 2] = scale;
+    uint32_t difference = codes[half] ^ packed;
+    difference |= difference >> 1;
+    difference |= difference >> 2;
+    differing = __popc(difference & 0x11111111u);
+    codes[half] = packed;
+  }
+  if (changed) add_count(differing, changed);
+}
+
+// y = code · scale · global, half a block a thread.
+template <typename T>
+__global__ void dequantize_kernel(const uint32_t* codes, const uint8_t* scales, const float* global, T* y, int64_t halves) {
+  begin();
+  const int64_t half = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (half >= halves) return;
+  const uint32_t packed = codes[half];
+  const uint8_t scale = scales[half / 2];
+  const float factor = *global;
+  Pack<8> out;
+#pragma unroll
+  for (int j = 0; j < 8; ++j) out.v[j] = nvfp4_value(packed >> (4 * j) & 15u, scale, factor);
+  store<8>(y + half * 8, out);
+}
+
+__global__ void count_changed_kernel(const uint32_t* a, const uint8_t* a_scales, const float* a_global, const uint32_t* b,
+                                     const uint8_t* b_scales, const float* b_global, int32_t* out, int64_t halves) {
+  begin();
+  const int64_t half = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  int differing = 0;
+  if (half < halves) {
+    const uint32_t p = a[half], q = b[half];
+#pragma unroll
+    for (int j = 0; j < 8; ++j)
+      differing += nvfp4_value(p >> (4 * j) & 15u, a_scales[half / 2], *a_global) !=
+                   nvfp4_value(q >> (4 * j) & 15u, b_scales[half / 2], *b_global);
+  }
+  add_count(differing, out);
+}
+
+}  // namespace
+
+void CudaBackend::quantize_nvfp4(const Tensor& master, const Tensor& amax, Slots slots, int64_t changed_slot,
+                                 const Tensor& weight, const Tensor& changed) {
+  const int64_t halves = master.elements() / 8;
+  int32_t* count = changed ? changed.i32() + changed_slot : nullptr;
+  if (count) launch({1, 1, stream_.get(), 0, overlap()}, zero_count_kernel, count);
+  by_activation(master.dtype, [&](auto act) {
+    using T = decltype(act);
+    launch({blocks_for(halves, kThreads), kThreads, stream_.get(), 0, overlap()}, quantize_kernel<T>, master.as<T>(),
+           amax.f32(), slots.begin, slots.end, weight.as<uint32_t>(), weight.scale, weight.global_scale, count, halves);
+  });
+}
+
+void CudaBackend::dequantize_nvfp4(const Tensor& weight, const Tensor& y) {
+  const int64_t halves = y.elements() / 8;
+  by_activation(y.dtype, [&](auto act) {
+    using T = decltype(act);
+    launch({blocks_for(halves, kThreads), kThreads, stream_.get(), 0, overlap()}, dequantize_kernel<T>, weight.as<uint32_t>(),
+           weight.scale, weight.global_scale, y.as<T>(), halves);
+  });
+}
+
+void CudaBackend::count_changed(const Tensor& a, const Tensor& b, int64_t slot, const Tensor& out) {
+  const int64_t halves = a.elements() / 8;
+  launch({1, 1, stream_.get(), 0, overlap()}, zero_count_kernel, out.i32() + slot);
+  launch({blocks_for(halves, kThreads), kThreads, stream_.get(), 0, overlap()}, count_changed_kernel, a.as<uint32_t>(), a.scale,
+         a.global_scale, b.as<uint32_t>(), b.scale, b.global_scale, out.i32() + slot, halves);
+}
+
+}  // namespace q4::gpu
