@@ -58,10 +58,13 @@ export class Tape {
     this.gradients.set(tensor, sum);
   }
 
-  /** The gradient so far, if no other tensor has the same one: an op may then add to it in place. */
-  owned(tensor: Tensor | null | undefined): Tensor | null {
+  /**
+   * The gradient so far, if no other tensor has the same one and the op that wants to add to it in place does not read
+   * it as well.
+   */
+  owned(tensor: Tensor | null | undefined, reading: Tensor): Tensor | null {
     const gradient = tensor ? this.gradients.get(tensor) : undefined;
-    if (!gradient) return null;
+    if (!gradient || gradient === reading) return null;
     let holders = 0;
     for (const held of this.gradients.values()) if (held === gradient) holders++;
     return holders === 1 ? gradient : null;

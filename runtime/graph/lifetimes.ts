@@ -13,8 +13,8 @@ export interface Buffer {
 }
 
 /**
- * Buffers of all arena tensors. An output takes over the memory of an input where the op's contract allows it and the
- * input is not used afterwards. `excluded` tensors live elsewhere (taps).
+ * Buffers of all arena tensors. An output takes over the memory of an input where the op's contract allows it, the input
+ * is not used afterwards and is no other operand of the op as well. `excluded` tensors live elsewhere (taps).
  */
 export function findBuffers(nodes: readonly Node[], excluded: ReadonlySet<Tensor>): Buffer[] {
   const inArena = (tensor: Tensor | null | undefined): tensor is Tensor =>
@@ -33,7 +33,7 @@ export function findBuffers(nodes: readonly Node[], excluded: ReadonlySet<Tensor
       const inherited = (opSpec(node.op).inPlace ?? [])
         .filter(([to]) => to === position)
         .map(([, from]) => node.inputs[from])
-        .filter((input) => inArena(input) && lastUse.get(input) === index)
+        .filter((input) => inArena(input) && lastUse.get(input) === index && isSole(input, node))
         .map((input) => bufferOf.get(input!))
         .find((buffer) => buffer && buffer.bytes === bytes && !reused.has(buffer));
       const buffer = inherited ?? { tensors: [], bytes, first: index, last: index };
@@ -46,6 +46,9 @@ export function findBuffers(nodes: readonly Node[], excluded: ReadonlySet<Tensor
   });
   return buffers;
 }
+
+const isSole = (input: Tensor, node: Node): boolean =>
+  node.inputs.filter((other) => other === input).length === 1;
 
 /** Most bytes alive at once: no placement can need less. */
 export function liveBytes(buffers: readonly Buffer[]): number {

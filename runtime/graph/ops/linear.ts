@@ -26,7 +26,7 @@ export const LINEAR: OpSpec = {
         into: { dweight: target.tensor },
       });
     if (!tape.needs(x)) return;
-    const sum = tape.owned(x);
+    const sum = tape.owned(x, dy);
     const [dx] = at.emit(LINEAR_DGRAD, [dy, weight!], {
       attrs: { accumulate: sum ? 1 : 0 },
       ...(sum && { into: { dx: sum } }),
