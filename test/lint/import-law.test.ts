@@ -33,7 +33,13 @@ const CASES: readonly [name: string, wrong: Source[]][] = [
     'a stage imports an engine value',
     [{ path: 'stages/a.ts', text: `import { x } from '../runtime/engine/engine.js';` }],
   ],
-  ['a stage imports another', [{ path: 'stages/a.ts', text: `import { x } from './b.js';` }]],
+  [
+    'a stage imports another',
+    [
+      { path: 'stages/a.ts', text: `import { x } from './b.js';` },
+      { path: 'stages/b.ts', text: `export const b = { uses: 'b' };` },
+    ],
+  ],
   ['a stage reads files', [{ path: 'stages/a.ts', text: `import { readFile } from 'node:fs/promises';` }]],
   ['a stage reads the clock', [{ path: 'stages/a.ts', text: `export const t = () => Date.now();` }]],
   ['the graph rolls dice', [{ path: 'runtime/graph/a.ts', text: `export const t = Math.random();` }]],
