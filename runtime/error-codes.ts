@@ -326,7 +326,7 @@ export const ERROR_CODES = {
   Q4275: entry(
     4,
     'config.json is not JSON',
-    'The model\'s config.json is not valid JSON. The message names line and column, what was expected there and what was found.',
+    "The model's config.json is not valid JSON. The message names line and column, what was expected there and what was found.",
   ),
   Q4281: entry(
     4,
@@ -403,6 +403,12 @@ export const ERROR_CODES = {
     'unknown data format',
     'The format cannot be told from the name and the first line. Name it with `format:`.',
   ),
+  Q4317: entry(
+    4,
+    'text without a tokenizer',
+    'The model was loaded without a tokenizer, so it takes and gives token ids only. Give load-dat the key tokenizer, or train on input_ids.',
+  ),
+  Q4318: entry(4, 'weights of a data mix', 'Either every source of a mix has a weight, or none has.'),
   Q4401: entry(
     4,
     'out of memory',
@@ -439,6 +445,31 @@ export const ERROR_CODES = {
     'A checkpoint directory has no valid manifest, or a file in it does not match its checksum. It is passed over; the newest healthy one is used.',
   ),
   Q4501: entry(5, 'cancelled', 'A program was cancelled before it ended.'),
+  Q4502: entry(
+    5,
+    'stage parameters do not fit the model',
+    'A parameter of the stage is well-formed, but does not fit this model or what the stage was given; the message says which and what to do.',
+  ),
+  Q4503: entry(
+    5,
+    'checkpoint does not fit',
+    'The checkpoint in the run directory belongs to another model or to a run with other parameters. Start anew with --fresh, or give another --run-dir.',
+  ),
+  Q4504: entry(
+    5,
+    'no room in the cache',
+    'A prompt is as long as the KV cache or longer. Raise cache.capacity (up to max_position_embeddings of the model) or shorten the prompt.',
+  ),
+  Q4505: entry(
+    5,
+    'nothing to ask with',
+    'The stage has no prompts, a prompt has no tokens, or the model was loaded without a tokenizer. Set prompts or messages, and tokenizer on load-dat.',
+  ),
+  Q4506: entry(
+    4,
+    'unusable golden file',
+    'A golden file must hold input_ids int64 [B,T], logits f32 [B,T,V] and hidden_states.0 … hidden_states.L f32 [B,T,H] of this model; see formats in doc/. The message names what is missing or does not fit.',
+  ),
   Q4510: entry(
     1,
     'invalid program',
@@ -468,6 +499,16 @@ export const ERROR_CODES = {
     5,
     'no such scope',
     'A tap names a part of the model that the program does not have. Scopes are Hugging Face module names, such as model.layers.3 or model.layers.3.self_attn.o_proj; * stands for any characters.',
+  ),
+  Q4601: entry(
+    6,
+    'parity does not hold',
+    'The gate said no: a figure is beyond its bound. The message names the figures and the first layer and op that differ. Until it holds, the model must not ship.',
+  ),
+  Q4602: entry(
+    6,
+    'answers not as expected',
+    'An answer did not match what the pipeline expects under expect. The message lists every answer that failed and the rule that it broke.',
   ),
   Q4701: entry(
     7,

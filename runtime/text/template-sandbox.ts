@@ -3,32 +3,83 @@
  * a 43-byte one can exhaust memory, so steps and the size of every intermediate value are bounded, and there is no
  * clock, so that the same messages always give the same prompt.
  */
-import { Environment, Interpreter, Template } from '@huggingface/jinja';
+import * as library from '@huggingface/jinja';
 import { Q4Error } from '../errors.js';
 
+/** What is used of the library, whose own types do not resolve under NodeNext. */
+interface Environment {
+  set(name: string, value: unknown): unknown;
+}
+interface RuntimeValue {
+  readonly value: unknown;
+}
+interface Node {
+  readonly type: string;
+}
+interface Interpreter {
+  run(program: object): RuntimeValue;
+  evaluate(statement: Node | undefined, environment: Environment): RuntimeValue;
+}
+interface Template {
+  readonly parsed: object;
+}
+const { Environment, Interpreter, Template } = library as unknown as {
+  Environment: new () => Environment;
+  Interpreter: new (environment: Environment) => Interpreter;
+  Template: new (source: string) => Template;
+};
+
 const LONGEST_SOURCE = 256 * 1024;
-const MOST_STEPS = 2_000_000;
+const MOST_STEPS = 500_000;
 const LONGEST_TEXT = 16 * 1024 * 1024;
-const LONGEST_LIST = 1_000_000;
+const LONGEST_LIST = 100_000;
 
 class LimitExceeded extends Error {}
 /** What a template says through raise_exception. */
 class Raised extends Error {}
 
-type Evaluate = Interpreter['evaluate'];
+/** Characters of a made text that cost as much as one step. */
+const CHARACTERS_A_STEP = 256;
+
+/** Nodes that a `for` goes over: each of their entries costs a step, even where the loop's body is empty. */
+function iterables(node: unknown, found = new WeakSet<object>()): WeakSet<object> {
+  if (typeof node !== 'object' || node === null) return found;
+  const { type, iterable } = node as { type?: unknown; iterable?: { lhs?: object } };
+  if (type === 'For' && iterable) found.add(iterable).add(iterable.lhs ?? iterable);
+  for (const child of node instanceof Map ? [...node.keys(), ...node.values()] : Object.values(node))
+    iterables(child, found);
+  return found;
+}
 
 class LimitedInterpreter extends Interpreter {
   #steps = 0;
+  readonly #iterables: WeakSet<object>;
 
-  override evaluate(...args: Parameters<Evaluate>): ReturnType<Evaluate> {
-    if (++this.#steps > MOST_STEPS) throw new LimitExceeded(`more than ${MOST_STEPS} steps`);
-    const result = super.evaluate(...args);
-    const value: unknown = result.value;
-    if (typeof value === 'string' && value.length > LONGEST_TEXT)
-      throw new LimitExceeded(`a text of more than ${LONGEST_TEXT} characters`);
-    if (Array.isArray(value) && value.length > LONGEST_LIST)
-      throw new LimitExceeded(`a list of more than ${LONGEST_LIST} entries`);
+  constructor(environment: Environment, iterated: WeakSet<object>) {
+    super(environment);
+    this.#iterables = iterated;
+  }
+
+  override evaluate(statement: Node | undefined, environment: Environment): RuntimeValue {
+    this.#spend(1);
+    const result = super.evaluate(statement, environment);
+    const { value } = result;
+    // Naming a value that is there already is free; making one or going over one is not.
+    const isNew = statement?.type !== 'Identifier' || this.#iterables.has(statement);
+    if (typeof value === 'string') {
+      if (value.length > LONGEST_TEXT)
+        throw new LimitExceeded(`a text of more than ${LONGEST_TEXT} characters`);
+      if (isNew) this.#spend(Math.floor(value.length / CHARACTERS_A_STEP));
+    } else if (Array.isArray(value)) {
+      if (value.length > LONGEST_LIST) throw new LimitExceeded(`a list of more than ${LONGEST_LIST} entries`);
+      if (isNew) this.#spend(value.length);
+    } else if (value instanceof Map && isNew) this.#spend(value.size);
     return result;
+  }
+
+  #spend(steps: number): void {
+    this.#steps += steps;
+    if (this.#steps > MOST_STEPS) throw new LimitExceeded(`more than ${MOST_STEPS} steps`);
   }
 }
 
@@ -75,10 +126,11 @@ export function compileTemplate(source: string, file: string): SandboxedTemplate
   } catch (cause) {
     throw refuse(`the chat template is not valid Jinja: ${(cause as Error).message}`, cause);
   }
+  const iterated = iterables(template.parsed);
   return {
     render(variables) {
       try {
-        const result: unknown = new LimitedInterpreter(environment(variables)).run(template.parsed).value;
+        const result = new LimitedInterpreter(environment(variables), iterated).run(template.parsed).value;
         if (typeof result !== 'string') throw new Error('it renders no text');
         return result;
       } catch (cause) {
