@@ -113,6 +113,8 @@ export interface Stage<P = unknown> {
   readonly uses: string;
   /** Kinds it needs, at least one of each inner list, e.g. [['model', 'checkpoint']]. */
   readonly takes: readonly (readonly string[])[];
+  /** Kinds that it uses when there are any. */
+  readonly mayTake?: readonly string[];
   readonly gives: readonly string[];
   /** `params` are complete (defaults filled in by the schema) and frozen. */
   plan(params: P, inputs: StageValues, ctx: StageContext): Promise<StagePlan>;

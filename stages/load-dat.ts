@@ -1,9 +1,10 @@
 /** Reads a `.dat`, its config.json and its tokenizer: everything is checked before memory is taken. */
-import type { FileIndex, Store } from '../runtime/engine/types.js';
+import type { FileIndex } from '../runtime/engine/types.js';
 import { parseQwen3Config, type Qwen3Config } from '../runtime/models/config.js';
 import { listParameters } from '../runtime/models/parameters.js';
 import type { WeightStorage } from '../runtime/models/model.js';
-import { tensorBytes } from '../runtime/program.js';
+import { elementCount, tensorBytes } from '../runtime/program.js';
+import { loadWeights } from '../runtime/sessions/load.js';
 import type { Origin, PlannedWeights, Weights } from '../runtime/sessions/model.js';
 import { matchWeights, type MatchedWeights } from '../runtime/sessions/weight-file.js';
 import { loadModelText, type ModelText } from '../runtime/text/model-text.js';
@@ -48,15 +49,6 @@ function weightBytes(config: Qwen3Config, origin: ReadonlyMap<string, Origin>): 
   return bytes;
 }
 
-/** Takes memory for every parameter; norms are kept in f32, everything else as the file has it. */
-function allocate(store: Store, { config, origin, singleLevel }: MatchedWeights): void {
-  for (const { name, shape } of listParameters(config)) {
-    const found = origin.get(name);
-    if (found) store.allocate(name, found.storage.dtype, shape);
-  }
-  for (const name of singleLevel) store.write(name, Float32Array.of(1), 'global_scale');
-}
-
 async function plan(params: Params, _: unknown, ctx: StageContext): Promise<StagePlan> {
   const { index, matched } = await open(params, ctx);
   const { config, origin } = matched;
@@ -70,48 +62,40 @@ async function plan(params: Params, _: unknown, ctx: StageContext): Promise<Stag
 
 async function run(params: Params, _: unknown, ctx: StageContext): Promise<StageResult> {
   const { index, configText, matched } = await open(params, ctx);
-  const { config, origin, items, singleLevel } = matched;
+  const { config, origin } = matched;
   const text = await findText(params, config, ctx);
-  const store = ctx.engine.createStore();
-  try {
-    allocate(store, matched);
-    const loaded = await ctx.engine.files.load(store, index, items, {
-      allowNonFinite: params.allow_non_finite || !params.verify,
-      onProgress: (done, total) => ctx.emit({ ev: 'progress', done, total, unit: 'bytes' }),
-      signal: ctx.signal,
-    });
-    const quantised = [...origin.values()].filter(({ storage }) => storage.dtype === 'nvfp4').length;
-    const parameters = listParameters(config).reduce((sum, { shape }) => sum + shape.reduce((a, b) => a * b, 1), 0);
-    const weights: Weights = {
-      config,
-      configText,
-      origin,
-      store,
-      text,
-      path: params.weights,
-      dispose: () => store.dispose(),
-    };
-    return {
-      values: { weights },
-      outputs: {
-        entries: index.entries.length,
-        parameters,
-        quantised_tensors: quantised,
-        single_level_tensors: singleLevel.length,
-        tied: config.tieWordEmbeddings,
-        bytes: loaded.bytes,
-        seconds: loaded.seconds,
-        bytes_per_second: loaded.seconds > 0 ? loaded.bytes / loaded.seconds : 0,
-        scale_blocks: loaded.scaleBlocks,
-        // Blocks at the predecessor's clamp of 2^-6 have lost precision: formats.md §2.
-        floor_blocks: loaded.floorBlocks,
-        vocabulary: text?.tokenizer.vocabSize ?? null,
-      },
-    };
-  } catch (error) {
-    store.dispose();
-    throw error;
-  }
+  const { store, loaded } = await loadWeights(ctx.engine, index, matched, {
+    allowNonFinite: params.allow_non_finite || !params.verify,
+    onProgress: (done, total) => ctx.emit({ ev: 'progress', done, total, unit: 'bytes' }),
+    signal: ctx.signal,
+  });
+  const weights: Weights = {
+    config,
+    configText,
+    origin,
+    store,
+    text,
+    path: params.weights,
+    dispose: () => store.dispose(),
+  };
+  const quantised = [...origin.values()].filter(({ storage }) => storage.dtype === 'nvfp4').length;
+  return {
+    values: { weights },
+    outputs: {
+      entries: index.entries.length,
+      parameters: listParameters(config).reduce((sum, { shape }) => sum + elementCount(shape), 0),
+      quantised_tensors: quantised,
+      single_level_tensors: matched.singleLevel.length,
+      tied: config.tieWordEmbeddings,
+      bytes: loaded.bytes,
+      seconds: loaded.seconds,
+      bytes_per_second: loaded.seconds > 0 ? loaded.bytes / loaded.seconds : 0,
+      scale_blocks: loaded.scaleBlocks,
+      // Blocks at the predecessor's clamp of 2^-6 have lost precision: formats.md §2.
+      floor_blocks: loaded.floorBlocks,
+      vocabulary: text?.tokenizer.vocabSize ?? null,
+    },
+  };
 }
 
 /** The tokenizer named, or the one beside the weights if there is one: token ids alone need none. */

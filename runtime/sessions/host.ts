@@ -61,3 +61,20 @@ export class ProgramHost {
     this.#arena = this.engine.createArena(Math.max(bytes, 256));
   }
 }
+
+/** Runs a program once. Tensors of the model that it needs are made and stay; its inputs and outputs go again. */
+export async function runOnce(engine: Engine, store: Store, lowered: Lowered): Promise<void> {
+  const passing: string[] = [];
+  for (const { name, dtype, shape, purpose } of lowered.tensors) {
+    if (store.has(name)) continue;
+    store.allocate(name, dtype, shape);
+    if (purpose === 'io' || purpose === 'taps') passing.push(name);
+  }
+  const executable = engine.load(lowered.program, store);
+  try {
+    await executable.run();
+  } finally {
+    executable.dispose();
+    for (const name of passing) store.free(name);
+  }
+}

@@ -136,9 +136,13 @@ export function matchWeights(config: Qwen3Config, index: FileIndex, strict: bool
     });
   const unexpected = matcher.unexpected();
   if (strict && unexpected.length > 0)
-    matcher.problem('Q4282', `the file holds ${unexpected.length} entries that the model does not use: ${some(unexpected)}`, {
-      hint: 'is this the config.json of this file? With strict: false they are ignored.',
-    });
+    matcher.problem(
+      'Q4282',
+      `the file holds ${unexpected.length} entries that the model does not use: ${some(unexpected)}`,
+      {
+        hint: 'is this the config.json of this file? With strict: false they are ignored.',
+      },
+    );
   if (matcher.problems.length === 1) throw matcher.problems[0];
   if (matcher.problems.length > 1) throw new Q4Errors(matcher.problems);
   return { config: actual, origin, items, singleLevel: single };
