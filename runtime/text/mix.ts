@@ -1,6 +1,6 @@
 /** Several data sets as one: what an epoch of the mix holds. */
 import { Q4Error } from '../errors.js';
-import { permutation } from './philox.js';
+import { permutation, STREAM } from './philox.js';
 
 export interface MixSource {
   readonly samples: number;
@@ -35,7 +35,7 @@ export function mixOrder(sources: readonly MixSource[], seed: number): (epoch: n
       const passes = Math.floor(counts[s]! / source.samples);
       const rest = counts[s]! % source.samples;
       // Another stream than the shuffle's, or the rest would always stand at the same places of the mix.
-      const drawn = rest === 0 ? null : permutation(source.samples, seed + 0x100000000 * (s + 1), epoch);
+      const drawn = rest === 0 ? null : permutation(source.samples, seed, epoch, STREAM.mix + s);
       for (let i = 0; i < counts[s]!; i++) {
         const pass = Math.floor(i / source.samples);
         const within = i % source.samples;

@@ -37,7 +37,7 @@ export function philox(key: readonly [number, number], counter: Counter): [numbe
 const key = (seed: number): [number, number] => [seed >>> 0, Math.floor(seed / 0x100000000) >>> 0];
 
 /** Purposes draw from different streams, so that a held-out choice and a shuffle never share numbers. */
-export const STREAM = { shuffle: 1, holdOut: 2 } as const;
+export const STREAM = { shuffle: 1, holdOut: 2, mix: 16 } as const;
 
 /** A number in [0, 1) with 53 random bits. */
 export function uniform(seed: number, stream: number, epoch: number, index: number): number {
@@ -45,11 +45,16 @@ export function uniform(seed: number, stream: number, epoch: number, index: numb
   return ((high >>> 5) * 0x4000000 + (low >>> 6)) / 0x20000000000000;
 }
 
-/** A shuffled order of 0..count-1 (Fisher–Yates), the same for the same seed and epoch. */
-export function permutation(count: number, seed: number, epoch: number): Uint32Array {
+/** A shuffled order of 0..count-1 (Fisher–Yates), the same for the same seed, epoch and stream. */
+export function permutation(
+  count: number,
+  seed: number,
+  epoch: number,
+  stream: number = STREAM.shuffle,
+): Uint32Array {
   const order = Uint32Array.from({ length: count }, (_, i) => i);
   for (let i = count - 1; i > 0; i--) {
-    const j = Math.floor(uniform(seed, STREAM.shuffle, epoch, i) * (i + 1));
+    const j = Math.floor(uniform(seed, stream, epoch, i) * (i + 1));
     [order[i], order[j]] = [order[j]!, order[i]!];
   }
   return order;
