@@ -424,6 +424,11 @@ export const ERROR_CODES = {
     'native addon does not load',
     'The compiled part of q4run is missing or was built for another machine. Run `npm run build:native` in the package; `q4run doctor` shows what was found.',
   ),
+  Q4405: entry(
+    4,
+    'over the memory limit',
+    'The plan needs more device memory than memory.limit_gib of the train stage allows. Nothing was allocated. Lower batch_size or seq_len, set recompute: block, or raise the limit.',
+  ),
   Q4411: entry(
     4,
     'input missing',
@@ -534,6 +539,11 @@ export const ERROR_CODES = {
     143,
     'terminated',
     'SIGTERM. What was running saved its state first; the same command continues from there.',
+  ),
+  Q4801: entry(
+    9,
+    'training diverged',
+    'The loss or the gradient norm was not a finite number. The step was not applied, and the last healthy checkpoint is kept (pinned). Lower learning_rate, add warm-up, or clip with max_grad_norm.',
   ),
   Q4900: entry(
     1,

@@ -5,7 +5,7 @@ import { randomNormal } from '../graph/ops/filling.js';
 import { Recorder } from '../graph/recorder.js';
 import type { DeviceKind } from '../graph/types.js';
 import { modelTensors, type Model, type ModelParameter } from '../models/model.js';
-import { countChangedProgram, quantizeProgram } from '../models/quantise-programs.js';
+import { quantizeProgram } from '../models/quantise-programs.js';
 import { trainProgram, type Loss } from '../models/train-program.js';
 import { updateProgram } from '../models/update-program.js';
 import { elementCount } from '../program.js';
@@ -183,20 +183,6 @@ export class TrainingSession {
       await this.#program('evaluate').run();
     }
     return this.#floats('eval_loss')[0]!;
-  }
-
-  /**
-   * Share of the NVFP4 codes that differ from those in store tensors `<against><name>`.
-   */
-  async changedSince(against: string): Promise<number> {
-    if (this.#codes === 0) return 0;
-    const { layout, store } = this.model;
-    await runOnce(
-      this.engine,
-      store,
-      countChangedProgram({ model: layout, device: this.engine.device.kind, against }),
-    );
-    return this.#changedShare();
   }
 
   /** Lets go of programs, gradients, moments and inputs; weights and masters stay. */
