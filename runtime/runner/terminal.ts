@@ -14,13 +14,17 @@ export interface Terminal {
   readonly cwd: string;
 }
 
+const LEAST_COLUMNS = 20;
+
 export function processTerminal(noColor: boolean): Terminal {
   const { env, stderr, stdout } = process;
   const isTty = stderr.isTTY === true;
   return {
     out: (text) => void stdout.write(text),
     err: (text) => void stderr.write(text),
-    interactive: isTty && env['TERM'] !== 'dumb' && env['CI'] === undefined,
+    // A terminal that does not say how wide it is cannot be redrawn.
+    interactive:
+      isTty && stderr.columns >= LEAST_COLUMNS && env['TERM'] !== 'dumb' && env['CI'] === undefined,
     columns: stderr.columns ?? 100,
     colors: makeColors(wantsColor(env, isTty, noColor)),
     env,

@@ -93,6 +93,15 @@ export function runningLines(stage: StageState, columns: number, now: number): s
   return lines.map((line) => cut(line, width));
 }
 
+/** Lines that stay under a stage that is over: its loss curve, its answers. */
+export function endLines(stage: StageState, columns: number): string[] {
+  const width = Math.max(20, columns - 6);
+  const losses = [...stage.steps.values()].map(({ loss }) => loss ?? NaN);
+  const curve = sparkline(losses, Math.min(60, width - 6));
+  const answers = stage.answers.map(({ prompt, text }) => `${oneLine(prompt)} → ${oneLine(text)}`);
+  return [...(curve === '' ? [] : [`loss ${curve}`]), ...answers].map((line) => cut(line, width));
+}
+
 const isNumber = (value: unknown): value is number => typeof value === 'number';
 
 /** What came of a stage, for its title when it is over. */

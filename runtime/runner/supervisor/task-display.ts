@@ -5,7 +5,7 @@ import type { RunEvent } from '../events/event.js';
 import { emptyState, type RunState, type StageState } from '../events/run-state.js';
 import type { Terminal } from '../terminal.js';
 import type { Display } from './display.js';
-import { deviceText, planText, resultText, runningLines } from './status-text.js';
+import { deviceText, endLines, planText, resultText, runningLines } from './status-text.js';
 
 const REDRAW_MS = 250;
 
@@ -31,6 +31,9 @@ function gate(): Gate {
 interface Row {
   readonly gate: Gate;
   task: { title: string | undefined; output: string } | null;
+  /** A stage may be over before the list has come to its task. */
+  title: string | null;
+  output: string | null;
 }
 
 const PREPARE = '';
@@ -59,7 +62,11 @@ export class TaskDisplay implements Display {
     const stage = state.stages.find(({ id }) => id === event['stage']);
     const row = stage && this.rows.get(stage.id);
     if (stage === undefined || row === undefined) return;
-    if (stage.answers.length > 0 && row.task !== null) row.task.output = this.linesOf(stage).join('\n');
+    const rest = endLines(stage, this.terminal.columns);
+    if (rest.length > 0) {
+      row.output = rest.join('\n');
+      if (row.task !== null) row.task.output = row.output;
+    }
     const title = `${stage.id}: ${resultText(stage)}`;
     if (stage.status === 'done') {
       this.retitle(stage.id, title);
@@ -82,15 +89,17 @@ export class TaskDisplay implements Display {
   private begin(state: RunState): void {
     const names = [PREPARE, ...state.stages.map(({ id }) => id)];
     const tasks = names.map((id): ListrTask => {
-      const row: Row = { gate: gate(), task: null };
+      const row: Row = { gate: gate(), task: null, title: null, output: null };
       this.rows.set(id, row);
       return {
         title: id === PREPARE ? 'check and plan' : id,
         task: (_, task) => {
           row.task = task;
+          if (row.title !== null) task.title = row.title;
+          if (row.output !== null) task.output = row.output;
           return row.gate.promise;
         },
-        rendererOptions: { persistentOutput: true, outputBar: 6 },
+        rendererOptions: { persistentOutput: true, outputBar: true },
       };
     });
     const output = new ProcessOutput(process.stderr, process.stderr);
@@ -125,6 +134,8 @@ export class TaskDisplay implements Display {
 
   private retitle(id: string, title: string): void {
     const row = this.rows.get(id);
-    if (row?.task != null) row.task.title = title;
+    if (row === undefined) return;
+    row.title = title;
+    if (row.task !== null) row.task.title = title;
   }
 }

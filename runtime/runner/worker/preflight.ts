@@ -98,9 +98,7 @@ export function shortages(
       .join(', ');
     const message = `stage '${needs.peakStage}' needs ${bytesText(needs.peakBytes)}, but ${device.name} has ${bytesText(free)} free`;
     const hint = `its largest parts are ${purposes}; lower batch_size or seq_len, set recompute: block or masters: bf16`;
-    errors.push(
-      new Q4Error('Q4401', message, { expected: `${needs.peakBytes} bytes`, found: `${free} bytes`, hint }),
-    );
+    errors.push(new Q4Error('Q4401', message, { hint }));
   }
   const disk = freeDisk(runDirectory);
   if (disk !== null && needs.diskBytes > disk) {
