@@ -5,12 +5,13 @@ import { lower } from '../../runtime/graph/lower.js';
 import { liveBytes, type Buffer } from '../../runtime/graph/lifetimes.js';
 import { pack } from '../../runtime/graph/pack.js';
 import { add } from '../../runtime/graph/ops/add.js';
+import { l1Loss } from '../../runtime/graph/ops/l1-loss.js';
 import { linear } from '../../runtime/graph/ops/linear.js';
 import { SWIGLU } from '../../runtime/graph/ops/swiglu.js';
 import { Recorder } from '../../runtime/graph/recorder.js';
 import { fuseAddNorm } from '../../runtime/graph/rewrites/fuse-add-norm.js';
 import { recomputeBlocks } from '../../runtime/graph/rewrites/recompute.js';
-import type { StoreTensor } from '../../runtime/graph/types.js';
+import type { StoreTensor, Tensor } from '../../runtime/graph/types.js';
 import type { Program } from '../../runtime/program.js';
 import { Machine, normals, randomSource } from './interpret.js';
 import { randomGraph, type RandomGraph } from './random-graph.js';
@@ -63,35 +64,69 @@ test('random graphs, differentiated, lower to sound programs that compute what u
   assert.ok(inPlace > 100, 'memory is used again');
 });
 
-test('gradients of random graphs equal central differences', () => {
-  for (let seed = 1; seed <= 25; seed++) {
-    const made = randomGraph(randomSource(seed * 104729), 3 + (seed % 12));
-    const { program, tensors } = lower(withGradients(made));
-    const forward = lower(made.graph);
-    const machine = machineWith(tensors, seed);
-    machine.run(program);
-    const gradients = new Map(made.weights.map(({ name }) => [name, machine.read(`grad.${name}`).slice()]));
-    const loss = (): number => {
-      machine.run(forward.program);
-      return machine.read('loss')[0]!;
-    };
-    const random = randomSource(seed);
-    for (const { name } of made.weights) {
-      const values = machine.read(name);
-      const index = Math.floor(random() * values.length);
-      const [kept, step] = [values[index]!, 1e-6];
-      values[index] = kept + step;
-      const above = loss();
-      values[index] = kept - step;
-      const numeric = (above - loss()) / (2 * step);
-      values[index] = kept;
-      const analytic = gradients.get(name)![index]!;
-      assert.ok(
-        Math.abs(numeric - analytic) < 1e-6 + 1e-4 * Math.abs(numeric),
-        `seed ${seed}, ${name}[${index}]: ${analytic} is not ${numeric}`,
-      );
-    }
+/** One element of every weight against the central difference of the loss. */
+function checkGradients(made: RandomGraph, seed: number): void {
+  const { program, tensors } = lower(withGradients(made));
+  const forward = lower(made.graph);
+  const machine = machineWith(tensors, seed);
+  machine.run(program);
+  const gradients = new Map(made.weights.map(({ name }) => [name, machine.read(`grad.${name}`).slice()]));
+  const loss = (): number => {
+    machine.run(forward.program);
+    return machine.read('loss')[0]!;
+  };
+  const random = randomSource(seed);
+  for (const { name } of made.weights) {
+    const values = machine.read(name);
+    const index = Math.floor(random() * values.length);
+    const [kept, step] = [values[index]!, 1e-6];
+    values[index] = kept + step;
+    const above = loss();
+    values[index] = kept - step;
+    const numeric = (above - loss()) / (2 * step);
+    values[index] = kept;
+    const analytic = gradients.get(name)![index]!;
+    const error = Math.abs(numeric - analytic);
+    assert.ok(
+      error < 1e-6 + 1e-4 * Math.abs(numeric),
+      `seed ${seed}, ${name}[${index}]: ${analytic} is not ${numeric}`,
+    );
   }
+}
+
+test('gradients of random graphs equal central differences', () => {
+  for (let seed = 1; seed <= 25; seed++)
+    checkGradients(randomGraph(randomSource(seed * 104729), 3 + (seed % 12)), seed);
+});
+
+test('a gradient that two tensors share is not added to in place', () => {
+  const at = Recorder.start('cpu', 'f32');
+  const weights: StoreTensor[] = [];
+  const stored = (name: string, shape: number[]) => at.stored({ name, dtype: 'f32', shape, purpose: 'io' });
+  const linearOf = (x: Tensor, scope: string): Tensor => {
+    const weight: StoreTensor = {
+      name: `w${weights.length}`,
+      dtype: 'f32',
+      shape: [4, 4],
+      purpose: 'weights',
+    };
+    weights.push(weight);
+    return linear(at.stored(weight))(x, at.within(scope));
+  };
+  const x = stored('x', [2, 4]);
+  const [a, b] = [linearOf(x, 'a'), linearOf(x, 'b')];
+  // Backwards, `sum` gives one gradient to a and b, and `c` then adds to a's before b's is used.
+  const c = linearOf(a, 'c');
+  const sum = add(a, b, at.within('sum'));
+  const end = add(c, linearOf(sum, 'd'), at.within('end'));
+  const operands = {
+    x: end,
+    target: stored('target', [2, 4]),
+    scale: stored('scale', [1]),
+    loss: stored('loss', [1]),
+  };
+  l1Loss(operands, false, at.at('loss', 'loss'));
+  for (let seed = 1; seed <= 5; seed++) checkGradients({ graph: at.finish('shared'), weights }, seed);
 });
 
 test('the verifier sees what is wrong', () => {

@@ -1,6 +1,11 @@
 import { test } from 'uvu';
 import * as assert from 'uvu/assert';
-import { trainedBy, trainProgram, type TrainProgramOptions } from '../../runtime/models/train-program.js';
+import {
+  trainedBy,
+  trainGraph,
+  trainProgram,
+  type TrainProgramOptions,
+} from '../../runtime/models/train-program.js';
 import type { Model } from '../../runtime/models/model.js';
 import type { Machine } from '../graph/interpret.js';
 import { normals, randomSource } from '../graph/interpret.js';
@@ -107,6 +112,22 @@ test('recomputing blocks gives the same bits and needs less memory', () => {
   compare(all.gradients, block.gradients);
   assert.is(all.loss, block.loss);
   assert.ok(block.bytes < 0.6 * all.bytes, `${block.bytes} of ${all.bytes} bytes`);
+});
+
+test('with blocks recomputed, one tensor a layer waits for the backward pass', () => {
+  const { nodes } = trainGraph({ model: tinyModel(), ...SHAPE, accumulate: false, recompute: 'block' });
+  const before = new Set(nodes.filter(({ phase }) => phase !== 'backward').flatMap(({ outputs }) => outputs));
+  const waiting = new Set<string>();
+  for (const { phase, inputs } of nodes)
+    for (const input of inputs)
+      if (phase === 'backward' && input?.place.kind === 'arena' && before.has(input)) waiting.add(input.name);
+  assert.equal([...waiting].sort(), [
+    'lm_head.dx',
+    'model.embed_tokens',
+    'model.layers.0.residual_mlp',
+    'model.layers.1.residual_mlp',
+    'model.norm.rstd',
+  ]);
 });
 
 for (const tied of [false, true])
