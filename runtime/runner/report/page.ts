@@ -80,7 +80,7 @@ function cards(report: Report, state: RunState): string {
       found.push([`loss, ${stage.id}`, `${lossText(losses[0]!)} → ${lossText(losses.at(-1)!)}`]);
     const rate = stage.outputs['tokens_per_second'];
     if (isNumber(rate)) found.push([`tokens per second, ${stage.id}`, countText(rate)]);
-    const changed = stage.outputs['codes_changed_share'];
+    const changed = stage.outputs['changed_codes_share'];
     if (isNumber(changed)) found.push([`NVFP4 codes changed, ${stage.id}`, `${numberText(changed * 100)} %`]);
     const passed = stage.outputs['passed'];
     if (typeof passed === 'boolean') found.push([`parity, ${stage.id}`, passed ? 'passed' : 'refused']);

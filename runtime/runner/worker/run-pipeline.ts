@@ -106,14 +106,12 @@ class PipelineRun {
     throw new Q4Error('Q4116', `the stage '${stage.uses}' is not in this version of q4run`, { at });
   }
 
-  /** What the stages before give, nearest first, of the kinds that this one takes. */
+  /** What the stages that this one needs give, by kind; of two that give the same kind, the nearer. */
   private inputsOf(stage: PipelineStage, from: ReadonlyMap<string, StageValues>): StageValues {
-    const { takes, mayTake = [] } = this.moduleOf(stage);
-    const kinds = new Set([...takes.flat(), ...mayTake]);
     const inputs: Record<string, unknown> = {};
     for (const id of transitiveNeeds(this.job.stages, stage.id)) {
       for (const [kind, value] of Object.entries(from.get(id) ?? {})) {
-        if (kinds.has(kind) && !Object.hasOwn(inputs, kind)) inputs[kind] = value;
+        if (!Object.hasOwn(inputs, kind)) inputs[kind] = value;
       }
     }
     return inputs;
