@@ -14,7 +14,9 @@ namespace q4 {
 namespace {
 
 constexpr int64_t kPieceBytes = 256 << 10;  // stays in a core's cache between reading, checking and converting
-constexpr int64_t kStageBytes = 16 << 20;   // one staging buffer
+// What one thread takes at a time: a huge page of the target, so that no two threads make the kernel clear the same one.
+constexpr int64_t kSpanBytes = 2 << 20;
+constexpr int64_t kStageBytes = 16 << 20;  // one staging buffer
 
 void check_index(const FileSource& source, int64_t file_bytes, int64_t modified_ns) {
   if (source.size() == file_bytes && source.modified_ns() == modified_ns) return;
@@ -35,7 +37,11 @@ void check_entry(const FileEntry& entry, int64_t file_bytes) {
 class Loader {
  public:
   Loader(Backend& backend, const LoadJob& job, const std::atomic<bool>& cancel, const LoadProgress& progress)
-      : backend_(backend), job_(job), cancel_(cancel), progress_(progress), source_(job.path),
+      : backend_(backend),
+        job_(job),
+        cancel_(cancel),
+        progress_(progress),
+        source_(job.path),
         threads_(file_threads()) {}
 
   LoadReport run() {
@@ -61,7 +67,7 @@ class Loader {
     int64_t from_size, to_size;
     int64_t piece;  // elements
   };
-  struct Piece {
+  struct Span {
     const Target* target;
     int64_t first, n;  // elements
   };
@@ -84,31 +90,42 @@ class Loader {
               [](const Target& a, const Target& b) { return a.request->entry.offset < b.request->entry.offset; });
   }
 
-  static void cut(const Target& target, int64_t begin, int64_t end, std::vector<Piece>& pieces) {
-    for (int64_t first = begin; first < end; first += target.piece)
-      pieces.push_back({&target, first, std::min(target.piece, end - first)});
+  // Spans end where `base` + their end is a multiple of kSpanBytes.
+  static void cut(const Target& target, int64_t begin, int64_t end, const uint8_t* base, std::vector<Span>& spans) {
+    for (int64_t first = begin; first < end;) {
+      const auto address = reinterpret_cast<uintptr_t>(base) + static_cast<uintptr_t>((first - begin) * target.to_size);
+      const int64_t room = kSpanBytes - static_cast<int64_t>(address % kSpanBytes);
+      const int64_t n = std::min(std::max<int64_t>(room / target.to_size, 1), end - first);
+      spans.push_back({&target, first, n});
+      first += n;
+    }
   }
 
-  // Reads one piece into `into`, checked and converted.
-  void fill(const Piece& piece, uint8_t* into) {
-    const Target& target = *piece.target;
+  // Reads one span into `into`, checked and converted piece by piece.
+  void fill(const Span& span, uint8_t* into) {
+    const int64_t piece = span.target->piece, end = span.first + span.n;
+    for (int64_t first = span.first; first < end; first += piece)
+      fill_piece(*span.target, first, std::min(piece, end - first), into + (first - span.first) * span.target->to_size);
+  }
+
+  void fill_piece(const Target& target, int64_t first, int64_t n, uint8_t* into) {
     const FileEntry& entry = target.request->entry;
     const bool same = entry.type == target.view.type || target.request->part == TensorPart::qdata;
     thread_local std::vector<double> buffer;  // doubles: aligned for every type
     if (!same) buffer.resize(kPieceBytes / sizeof(double));
     void* raw = same ? static_cast<void*>(into) : buffer.data();
-    const int64_t bytes = piece.n * target.from_size;
-    source_.read(entry.offset + piece.first * target.from_size, raw, bytes);
-    const int64_t floor = check_piece(entry, target.request->part, entry.type, raw, piece.first, piece.n,
-                                      job_.allow_non_finite, job_.path);
+    const int64_t bytes = n * target.from_size;
+    source_.read(entry.offset + first * target.from_size, raw, bytes);
+    const int64_t floor =
+        check_piece(entry, target.request->part, entry.type, raw, first, n, job_.allow_non_finite, job_.path);
     if (floor) floor_ += floor;
     if (!same) {
-      const int64_t lost = convert_elements(entry.type, raw, target.view.type, into, piece.n);
+      const int64_t lost = convert_elements(entry.type, raw, target.view.type, into, n);
       if (lost >= 0 && !job_.allow_non_finite)
         throw FileError("Q4226", "a value does not fit the tensor's type",
-                        {job_.path, escape_name(entry.name), entry.offset + (piece.first + lost) * target.from_size,
+                        {job_.path, escape_name(entry.name), entry.offset + (first + lost) * target.from_size,
                          std::string("values within ") + file_type_name(target.view.type),
-                         "element " + std::to_string(piece.first + lost), "use a wider dtype for this tensor"});
+                         "element " + std::to_string(first + lost), "use a wider dtype for this tensor"});
     }
     done_ += bytes;
   }
@@ -118,13 +135,13 @@ class Loader {
   }
 
   void load_to_host() {
-    std::vector<Piece> pieces;
-    for (const Target& target : targets_) cut(target, 0, target.view.elements, pieces);
+    std::vector<Span> spans;
+    for (const Target& target : targets_) cut(target, 0, target.view.elements, target.view.memory, spans);
     run_in_threads(
-        static_cast<int64_t>(pieces.size()), threads_, cancel_,
+        static_cast<int64_t>(spans.size()), threads_, cancel_,
         [&](int64_t i) {
-          const Piece& piece = pieces[static_cast<size_t>(i)];
-          fill(piece, piece.target->view.memory + piece.first * piece.target->to_size);
+          const Span& span = spans[static_cast<size_t>(i)];
+          fill(span, span.target->view.memory + span.first * span.target->to_size);
         },
         [&] { tell(); });
   }
@@ -132,19 +149,19 @@ class Loader {
   // While one staging buffer is being copied to the device, the other is filled.
   void load_to_device() {
     int slot = 0;
-    std::vector<Piece> pieces;
+    std::vector<Span> spans;
     for (const Target& target : targets_) {
       const int64_t batch = kStageBytes / target.to_size;
       for (int64_t begin = 0; begin < target.view.elements; begin += batch, slot ^= 1) {
         const int64_t end = std::min(target.view.elements, begin + batch);
         auto* stage = static_cast<uint8_t*>(backend_.staging(slot, kStageBytes));
-        pieces.clear();
-        cut(target, begin, end, pieces);
+        spans.clear();
+        cut(target, begin, end, stage, spans);
         run_in_threads(
-            static_cast<int64_t>(pieces.size()), threads_, cancel_,
+            static_cast<int64_t>(spans.size()), threads_, cancel_,
             [&](int64_t i) {
-              const Piece& piece = pieces[static_cast<size_t>(i)];
-              fill(piece, stage + (piece.first - begin) * target.to_size);
+              const Span& span = spans[static_cast<size_t>(i)];
+              fill(span, stage + (span.first - begin) * target.to_size);
             },
             [&] { tell(); });
         backend_.upload_staged(target.view.memory + begin * target.to_size, slot, (end - begin) * target.to_size);
