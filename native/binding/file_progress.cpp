@@ -24,8 +24,8 @@ void FileProgress::tell(int64_t done, int64_t total) {
   if (!callback_ || now() < told_at_ + kInterval) return;
   told_at_ = now();
   auto* bytes = new std::pair<int64_t, int64_t>(done, total);
-  const napi_status sent = callback_->NonBlockingCall(
-      bytes, [](Napi::Env env, Napi::Function call, std::pair<int64_t, int64_t>* owned) {
+  const napi_status sent =
+      callback_->NonBlockingCall(bytes, [](Napi::Env env, Napi::Function call, std::pair<int64_t, int64_t>* owned) {
         const std::unique_ptr<std::pair<int64_t, int64_t>> freed(owned);
         if (env == nullptr) return;  // the environment is going away
         call.Call({Napi::Number::New(env, static_cast<double>(owned->first)),

@@ -22,19 +22,26 @@ Napi::Array array(const Napi::Value& value) {
 // A typed array's element type in files; 16-bit words are the bits of `wanted`, bytes whatever has one byte.
 FileType array_type(const Napi::TypedArray& data, FileType wanted) {
   switch (data.TypedArrayType()) {
-    case napi_float32_array: return FileType::f32;
-    case napi_float64_array: return FileType::f64;
-    case napi_int32_array: return FileType::i32;
-    case napi_bigint64_array: return FileType::i64;
-    case napi_int16_array: return FileType::i16;
-    case napi_int8_array: return FileType::i8;
+    case napi_float32_array:
+      return FileType::f32;
+    case napi_float64_array:
+      return FileType::f64;
+    case napi_int32_array:
+      return FileType::i32;
+    case napi_bigint64_array:
+      return FileType::i64;
+    case napi_int16_array:
+      return FileType::i16;
+    case napi_int8_array:
+      return FileType::i8;
     case napi_uint16_array:
       if (wanted == FileType::f16 || wanted == FileType::bf16) return wanted;
       break;
     case napi_uint8_array:
       if (file_type_bytes(wanted) == 1) return wanted;
       break;
-    default: break;
+    default:
+      break;
   }
   throw Error("Q4227", std::string("this kind of array cannot be written as ") + file_type_name(wanted));
 }
@@ -142,7 +149,8 @@ Napi::Value file_write(const Napi::CallbackInfo& info) {
         options.progress = [&](int64_t bytes) { progress->tell(done += bytes, total); };
         for (const WriteRequest& request : *requests) {
           if (request.held)
-            box->writer.write_tensor(request.entry, store->backend(), request.tensor, request.part, request.name, options);
+            box->writer.write_tensor(request.entry, store->backend(), request.tensor, request.part, request.name,
+                                     options);
           else
             box->writer.write_host(request.entry, request.type, request.data.data(), request.elements, options);
         }

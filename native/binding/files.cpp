@@ -76,15 +76,23 @@ Napi::Value index_to_js(Napi::Env env, const FileIndex& index) {
 Napi::Value typed_array(Napi::Env env, FileType type, Napi::ArrayBuffer buffer) {
   const size_t n = buffer.ByteLength() / static_cast<size_t>(file_type_bytes(type));
   switch (type) {
-    case FileType::f32: return Napi::Float32Array::New(env, n, buffer, 0);
-    case FileType::f64: return Napi::Float64Array::New(env, n, buffer, 0);
-    case FileType::i64: return Napi::BigInt64Array::New(env, n, buffer, 0);
-    case FileType::i32: return Napi::Int32Array::New(env, n, buffer, 0);
-    case FileType::i16: return Napi::Int16Array::New(env, n, buffer, 0);
-    case FileType::i8: return Napi::Int8Array::New(env, n, buffer, 0);
+    case FileType::f32:
+      return Napi::Float32Array::New(env, n, buffer, 0);
+    case FileType::f64:
+      return Napi::Float64Array::New(env, n, buffer, 0);
+    case FileType::i64:
+      return Napi::BigInt64Array::New(env, n, buffer, 0);
+    case FileType::i32:
+      return Napi::Int32Array::New(env, n, buffer, 0);
+    case FileType::i16:
+      return Napi::Int16Array::New(env, n, buffer, 0);
+    case FileType::i8:
+      return Napi::Int8Array::New(env, n, buffer, 0);
     case FileType::f16:
-    case FileType::bf16: return Napi::Uint16Array::New(env, n, buffer, 0);
-    default: return Napi::Uint8Array::New(env, n, buffer, 0);
+    case FileType::bf16:
+      return Napi::Uint16Array::New(env, n, buffer, 0);
+    default:
+      return Napi::Uint8Array::New(env, n, buffer, 0);
   }
 }
 

@@ -121,7 +121,8 @@ class Parser {
     const int64_t begin = cursor_.position();
     const uint64_t rank = number("a tensor's rank");
     if (rank > static_cast<uint64_t>(kMaxRank))
-      fail("Q4209", "a tensor has too many dimensions", begin, "at most 8", std::to_string(rank), "the file is damaged");
+      fail("Q4209", "a tensor has too many dimensions", begin, "at most 8", std::to_string(rank),
+           "the file is damaged");
     std::vector<int64_t> dims;
     for (uint64_t i = 0; i < rank; ++i) {
       const int64_t at = cursor_.position();

@@ -30,8 +30,7 @@ class PairCheck {
  private:
   [[noreturn]] void fail(const char* code, const char* brief, const FileEntry& entry, const std::string& expected,
                          const std::string& found, const char* hint) const {
-    throw FileError(code, brief,
-                    {index_.path, escape_name(entry.name), entry.header_offset, expected, found, hint});
+    throw FileError(code, brief, {index_.path, escape_name(entry.name), entry.header_offset, expected, found, hint});
   }
 
   static bool strip(const FileEntry& entry, std::string_view suffix, std::string& base) {

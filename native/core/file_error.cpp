@@ -19,7 +19,8 @@ std::string sentence(const std::string& brief, const FileProblem& problem) {
 }  // namespace
 
 FileError::FileError(std::string code, std::string brief, FileProblem problem)
-    : Error(std::move(code), sentence(brief, problem), problem.hint), brief_(std::move(brief)),
+    : Error(std::move(code), sentence(brief, problem), problem.hint),
+      brief_(std::move(brief)),
       problem_(std::move(problem)) {}
 
 void throw_errno(const char* code, const std::string& action, const std::string& path, int error_number) {
@@ -31,7 +32,8 @@ void throw_errno(const char* code, const std::string& action, const std::string&
     throw FileError("Q4412", "the disk is full: " + action, problem);
   }
   if (error_number == ENOENT) problem.hint = "check the path; relative paths start at the YAML file that holds them";
-  if (error_number == EACCES || error_number == EPERM) problem.hint = "check the permissions of the file and its directory";
+  if (error_number == EACCES || error_number == EPERM)
+    problem.hint = "check the permissions of the file and its directory";
   throw FileError(code, action, problem);
 }
 

@@ -10,9 +10,9 @@
 namespace q4 {
 
 struct FileProblem {
-  std::string file;       // path as the caller gave it
-  std::string entry;      // name of the tensor, escaped; empty when the problem is not in an entry
-  int64_t offset = -1;    // byte in the file; -1 when the problem has no place
+  std::string file;     // path as the caller gave it
+  std::string entry;    // name of the tensor, escaped; empty when the problem is not in an entry
+  int64_t offset = -1;  // byte in the file; -1 when the problem has no place
   std::string expected, found, hint;
 };
 

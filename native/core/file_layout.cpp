@@ -126,8 +126,9 @@ FileLayout layout_safetensors(const std::string& path, std::vector<FileEntry> en
   for (FileEntry* entry : order) {
     if (json.size() > 1) json += ',';
     append_json_string(json, entry->name);
-    json += std::string(":{\"dtype\":\"") + safetensors_type_name(entry->type) + "\",\"shape\":" +
-            json_numbers(entry->shape) + ",\"data_offsets\":" + json_numbers({at, at + entry->bytes}) + "}";
+    json += std::string(":{\"dtype\":\"") + safetensors_type_name(entry->type) +
+            "\",\"shape\":" + json_numbers(entry->shape) +
+            ",\"data_offsets\":" + json_numbers({at, at + entry->bytes}) + "}";
     entry->offset = at;
     at += entry->bytes;
   }

@@ -11,7 +11,7 @@ namespace q4 {
 
 struct FileLayout {
   FileFormat format = FileFormat::dat;
-  std::vector<FileEntry> entries;                       // in the caller's order, with offsets
+  std::vector<FileEntry> entries;                        // in the caller's order, with offsets
   std::vector<std::pair<int64_t, std::string>> headers;  // bytes around the payloads, with their offsets
   int64_t file_bytes = 0;
 };

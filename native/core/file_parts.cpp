@@ -24,8 +24,8 @@ std::string value_text(FileType type, const void* data, int64_t i) {
   return number_text(value);
 }
 
-[[noreturn]] void fail_value(const char* code, const char* brief, const FileEntry& entry, FileType type, int64_t element,
-                             const std::string& expected, const std::string& found, const char* hint,
+[[noreturn]] void fail_value(const char* code, const char* brief, const FileEntry& entry, FileType type,
+                             int64_t element, const std::string& expected, const std::string& found, const char* hint,
                              const std::string& path) {
   throw FileError(code, brief,
                   {path, escape_name(entry.name), entry.offset + element * file_type_bytes(type), expected,

@@ -16,7 +16,9 @@ static_assert(std::endian::native == std::endian::little, "tensor files are litt
 namespace {
 
 #if defined(__APPLE__)
-int64_t modified(const struct stat& s) { return int64_t{s.st_mtimespec.tv_sec} * 1'000'000'000 + s.st_mtimespec.tv_nsec; }
+int64_t modified(const struct stat& s) {
+  return int64_t{s.st_mtimespec.tv_sec} * 1'000'000'000 + s.st_mtimespec.tv_nsec;
+}
 #else
 int64_t modified(const struct stat& s) { return int64_t{s.st_mtim.tv_sec} * 1'000'000'000 + s.st_mtim.tv_nsec; }
 #endif
@@ -65,8 +67,9 @@ FileSource::FileSource(const std::string& path) : path_(path) {
 FileSource::~FileSource() { close(fd_); }
 
 void FileSource::changed(const std::string& found) const {
-  FileProblem problem{path_, "", -1, std::to_string(size_) + " bytes that stay as they are", found,
-                      "another process wrote to the file; wait until it is done and start again"};
+  FileProblem problem{path_, "",
+                      -1,    std::to_string(size_) + " bytes that stay as they are",
+                      found, "another process wrote to the file; wait until it is done and start again"};
   throw FileError("Q4221", "the file changed while it was read", problem);
 }
 

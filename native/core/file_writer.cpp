@@ -41,9 +41,10 @@ void check_room(const std::string& path, const std::string& directory, int64_t b
   if (statvfs(directory.c_str(), &state) != 0 || state.f_blocks == 0) return;  // unknown: the writes will tell
   const auto free = static_cast<unsigned __int128>(state.f_bavail) * state.f_frsize;
   if (free >= static_cast<unsigned __int128>(bytes)) return;
-  throw FileError("Q4412", "the disk has not enough room for the file",
-                  {path, "", -1, std::to_string(bytes) + " bytes", std::to_string(static_cast<uint64_t>(free)) + " free",
-                   "free space on that file system, or write somewhere else"});
+  throw FileError(
+      "Q4412", "the disk has not enough room for the file",
+      {path, "", -1, std::to_string(bytes) + " bytes", std::to_string(static_cast<uint64_t>(free)) + " free",
+       "free space on that file system, or write somewhere else"});
 }
 
 // What the parser will check as a scale when the file is read again.
@@ -62,8 +63,8 @@ FileWriter::FileWriter(std::string path, FileLayout layout) : path_(std::move(pa
   struct stat state;
   if (stat(path_.c_str(), &state) == 0 && !S_ISREG(state.st_mode))
     throw FileError("Q4202", "not a regular file",
-                    {path_, "", -1, "a file name to write to", S_ISDIR(state.st_mode) ? "a directory" : "something else",
-                     "name the file itself"});
+                    {path_, "", -1, "a file name to write to",
+                     S_ISDIR(state.st_mode) ? "a directory" : "something else", "name the file itself"});
   const std::string directory = directory_of(path_);
   written_.assign(layout_.entries.size(), 0);
   const std::string temporary = temporary_name(directory);
@@ -100,7 +101,8 @@ void FileWriter::put(int64_t offset, const void* data, int64_t bytes) {
 
 void FileWriter::begin_entry(size_t entry) {
   if (fd_ < 0) throw Error("Q4227", "this file writer is closed");
-  if (entry >= layout_.entries.size() || written_[entry]) throw Error("Q4227", "a file entry is written twice or unknown");
+  if (entry >= layout_.entries.size() || written_[entry])
+    throw Error("Q4227", "a file entry is written twice or unknown");
 }
 
 void FileWriter::stream(size_t index, TensorPart part, FileType from, int64_t elements, const Fetch& fetch,
@@ -138,14 +140,15 @@ void FileWriter::write_tensor(size_t index, Backend& backend, const Tensor& tens
   const int64_t size = file_type_bytes(view.type);
   const bool direct = backend.host_accessible();
   if (direct) backend.synchronize();
-  stream(index, part, view.type, view.elements,
-         [&](int64_t first, int64_t n, void* scratch) -> const void* {
-           const uint8_t* memory = view.memory + first * size;
-           if (direct) return memory;
-           backend.download(scratch, memory, n * size);
-           return scratch;
-         },
-         options);
+  stream(
+      index, part, view.type, view.elements,
+      [&](int64_t first, int64_t n, void* scratch) -> const void* {
+        const uint8_t* memory = view.memory + first * size;
+        if (direct) return memory;
+        backend.download(scratch, memory, n * size);
+        return scratch;
+      },
+      options);
 }
 
 void FileWriter::write_host(size_t index, FileType type, const void* data, int64_t elements, const Options& options) {
@@ -158,16 +161,16 @@ void FileWriter::write_host(size_t index, FileType type, const void* data, int64
   if (elements * file_type_bytes(entry.type) != entry.bytes)
     throw Error("Q4227", "the data for entry '" + escape_name(entry.name) + "' has " + std::to_string(elements) +
                              " elements, its shape is " + shape_text(entry.shape));
-  stream(index, part, type, elements,
-         [&](int64_t first, int64_t, void*) -> const void* {
-           return static_cast<const uint8_t*>(data) + first * file_type_bytes(type);
-         },
-         options);
+  stream(
+      index, part, type, elements,
+      [&](int64_t first, int64_t, void*) -> const void* {
+        return static_cast<const uint8_t*>(data) + first * file_type_bytes(type);
+      },
+      options);
 }
 
 void FileWriter::read_back() const {
-  const FileIndex index =
-      layout_.format == FileFormat::dat ? index_dat(temporary_) : index_safetensors(temporary_);
+  const FileIndex index = layout_.format == FileFormat::dat ? index_dat(temporary_) : index_safetensors(temporary_);
   std::unordered_map<std::string_view, const FileEntry*> found;
   for (const FileEntry& entry : index.entries) found.emplace(entry.name, &entry);
   bool same = index.file_bytes == layout_.file_bytes && index.entries.size() == layout_.entries.size();
@@ -178,8 +181,8 @@ void FileWriter::read_back() const {
   }
   if (!same)
     throw FileError("Q4241", "the file that was written reads back differently",
-                    {path_, "", -1, std::to_string(layout_.entries.size()) + " entries", std::to_string(index.entries.size()),
-                     "the disk may be failing; nothing was put in place"});
+                    {path_, "", -1, std::to_string(layout_.entries.size()) + " entries",
+                     std::to_string(index.entries.size()), "the disk may be failing; nothing was put in place"});
 }
 
 int64_t FileWriter::commit() {
@@ -189,7 +192,8 @@ int64_t FileWriter::commit() {
   // Trailing empty payloads write nothing, but the size is fixed by the headers; a short file would not parse.
   if (fsync(fd_) != 0) throw_errno("Q4413", "cannot write the file", path_, errno);
   read_back();
-  if (rename(temporary_.c_str(), path_.c_str()) != 0) throw_errno("Q4413", "cannot rename the file into place", path_, errno);
+  if (rename(temporary_.c_str(), path_.c_str()) != 0)
+    throw_errno("Q4413", "cannot rename the file into place", path_, errno);
   temporary_.clear();
   close(fd_);
   fd_ = -1;

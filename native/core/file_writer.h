@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
+#include "core/backend.h"
 #include "core/file_layout.h"
 #include "core/file_parts.h"
-#include "core/backend.h"
 
 namespace q4 {
 
@@ -42,7 +42,8 @@ class FileWriter {
 
  private:
   using Fetch = std::function<const void*(int64_t first, int64_t n, void* scratch)>;
-  void stream(size_t entry, TensorPart part, FileType from, int64_t elements, const Fetch& fetch, const Options& options);
+  void stream(size_t entry, TensorPart part, FileType from, int64_t elements, const Fetch& fetch,
+              const Options& options);
   void put(int64_t offset, const void* data, int64_t bytes);
   void begin_entry(size_t entry);
   void read_back() const;

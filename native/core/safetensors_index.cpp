@@ -18,9 +18,9 @@ struct TypeName {
   const char* name;
   FileType type;
 };
-constexpr TypeName kTypes[] = {{"U8", FileType::u8},     {"I8", FileType::i8},     {"I16", FileType::i16},
-                               {"I32", FileType::i32},   {"I64", FileType::i64},   {"F16", FileType::f16},
-                               {"BF16", FileType::bf16}, {"F32", FileType::f32},   {"F64", FileType::f64},
+constexpr TypeName kTypes[] = {{"U8", FileType::u8},        {"I8", FileType::i8},       {"I16", FileType::i16},
+                               {"I32", FileType::i32},      {"I64", FileType::i64},     {"F16", FileType::f16},
+                               {"BF16", FileType::bf16},    {"F32", FileType::f32},     {"F64", FileType::f64},
                                {"BOOL", FileType::boolean}, {"F8_E4M3", FileType::e4m3}};
 
 class Parser {
@@ -58,7 +58,8 @@ class Parser {
       const int64_t at = json_.offset();
       const std::string key = json_.string();
       if (static_cast<int64_t>(keys.size()) == kMaxEntries)
-        fail("Q4207", "impossible number of entries", at, "at most " + std::to_string(kMaxEntries), "more", kDamagedHint);
+        fail("Q4207", "impossible number of entries", at, "at most " + std::to_string(kMaxEntries), "more",
+             kDamagedHint);
       if (!keys.insert(key).second)
         fail("Q4214", "two keys of the header are the same", at, "each key once", "'" + escape_name(key) + "' again",
              "the file is damaged, or made to mislead: readers would disagree about it");
@@ -92,17 +93,23 @@ class Parser {
     std::string members;
     object([&](const std::string& member, int64_t where) {
       members += member + " ";
-      if (member == "dtype") parsed.type = type(where);
-      else if (member == "shape") parsed.shape = shape();
-      else if (member == "data_offsets") array([&](int64_t place) {
-        if (offsets.size() == 2) fail("Q4231", "too many data_offsets", place, "two", "three or more", kDamagedHint);
-        offsets.push_back(json_.whole_number());
-      });
-      else fail("Q4231", "unknown key in a tensor's header", where, "dtype, shape, data_offsets", escape_name(member), kDamagedHint);
+      if (member == "dtype")
+        parsed.type = type(where);
+      else if (member == "shape")
+        parsed.shape = shape();
+      else if (member == "data_offsets")
+        array([&](int64_t place) {
+          if (offsets.size() == 2) fail("Q4231", "too many data_offsets", place, "two", "three or more", kDamagedHint);
+          offsets.push_back(json_.whole_number());
+        });
+      else
+        fail("Q4231", "unknown key in a tensor's header", where, "dtype, shape, data_offsets", escape_name(member),
+             kDamagedHint);
     });
     // Keys differ (object saw to it), so three known ones are all of them.
     if (std::count(members.begin(), members.end(), ' ') != 3 || offsets.size() != 2)
-      fail("Q4231", "a tensor's header is not complete", at, "dtype, shape and two data_offsets", members, kDamagedHint);
+      fail("Q4231", "a tensor's header is not complete", at, "dtype, shape and two data_offsets", members,
+           kDamagedHint);
     check_place(parsed, offsets[0], offsets[1]);
     index_.entries.push_back(std::move(parsed));
     entry_.clear();
@@ -131,13 +138,15 @@ class Parser {
     const std::string text = file_type_name(entry.type) + shape_text(entry.shape);
     entry.bytes = payload_bytes(entry.type, entry.shape);
     if (entry.bytes < 0)
-      fail("Q4211", "the size of a tensor overflows", entry.header_offset, "a size below 2^63 bytes", text, kDamagedHint);
+      fail("Q4211", "the size of a tensor overflows", entry.header_offset, "a size below 2^63 bytes", text,
+           kDamagedHint);
     if (end < begin || end - begin != entry.bytes)
       fail("Q4233", "a tensor's offsets do not match its shape", entry.header_offset,
-           std::to_string(entry.bytes) + " bytes for " + text,
-           "data_offsets " + shape_text({begin, end}), kDamagedHint);
+           std::to_string(entry.bytes) + " bytes for " + text, "data_offsets " + shape_text({begin, end}),
+           kDamagedHint);
     if (end > source_.size() - data_begin_)
-      fail("Q4210", "a tensor reaches past the end of the file", data_begin_ + begin, std::to_string(entry.bytes) + " bytes for " + text,
+      fail("Q4210", "a tensor reaches past the end of the file", data_begin_ + begin,
+           std::to_string(entry.bytes) + " bytes for " + text,
            std::to_string(std::max<int64_t>(0, source_.size() - data_begin_ - begin)), kCutHint);
     entry.offset = data_begin_ + begin;
   }
@@ -163,7 +172,8 @@ class Parser {
     entry_.clear();
     if (at < source_.size())
       fail("Q4204", "bytes follow the last entry", at, "the end of the file",
-           std::to_string(source_.size() - at) + " more bytes", "something was appended to the file, or its header is wrong");
+           std::to_string(source_.size() - at) + " more bytes",
+           "something was appended to the file, or its header is wrong");
   }
 
   const ByteSource& source_;
@@ -178,9 +188,11 @@ class Parser {
 FileIndex parse_safetensors(const ByteSource& source) {
   const int64_t size = source.size();
   const auto fail = [&](const char* code, const char* brief, const std::string& expected, const std::string& found) {
-    throw FileError(code, brief, {source.path(), "", 0, expected, found, "this is no safetensors file, or it was cut short"});
+    throw FileError(code, brief,
+                    {source.path(), "", 0, expected, found, "this is no safetensors file, or it was cut short"});
   };
-  if (size < 8) fail("Q4203", "the file ends inside a header", "8 bytes of header length", std::to_string(size) + " bytes");
+  if (size < 8)
+    fail("Q4203", "the file ends inside a header", "8 bytes of header length", std::to_string(size) + " bytes");
   uint64_t length = 0;
   source.read(0, &length, 8);
   if (length < 2 || length > static_cast<uint64_t>(kMaxSafetensorsHeader))

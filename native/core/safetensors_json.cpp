@@ -32,14 +32,19 @@ JsonReader::JsonReader(std::string_view text, std::string path, int64_t base)
 }
 
 void JsonReader::fail(const std::string& expected) {
-  FileProblem problem{path_, entry_, base_ + static_cast<int64_t>(at_), expected,
-                      at_ < text_.size() ? std::string("'") + escape_name(text_.substr(at_, 1)) + "'" : "the end of the header",
-                      "this is no safetensors file, or it is damaged"};
+  FileProblem problem{
+      path_,
+      entry_,
+      base_ + static_cast<int64_t>(at_),
+      expected,
+      at_ < text_.size() ? std::string("'") + escape_name(text_.substr(at_, 1)) + "'" : "the end of the header",
+      "this is no safetensors file, or it is damaged"};
   throw FileError("Q4231", "the safetensors header is not the JSON it should be", problem);
 }
 
 void JsonReader::skip_space() {
-  while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\n' || text_[at_] == '\r' || text_[at_] == '\t')) ++at_;
+  while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\n' || text_[at_] == '\r' || text_[at_] == '\t'))
+    ++at_;
 }
 
 int64_t JsonReader::offset() {
@@ -62,10 +67,14 @@ uint32_t JsonReader::hex4() {
   uint32_t value = 0;
   for (int i = 0; i < 4; ++i, ++at_) {
     const char c = at_ < text_.size() ? text_[at_] : ' ';
-    if (c >= '0' && c <= '9') value = value * 16 + static_cast<uint32_t>(c - '0');
-    else if (c >= 'a' && c <= 'f') value = value * 16 + static_cast<uint32_t>(c - 'a' + 10);
-    else if (c >= 'A' && c <= 'F') value = value * 16 + static_cast<uint32_t>(c - 'A' + 10);
-    else fail("four hexadecimal digits");
+    if (c >= '0' && c <= '9')
+      value = value * 16 + static_cast<uint32_t>(c - '0');
+    else if (c >= 'a' && c <= 'f')
+      value = value * 16 + static_cast<uint32_t>(c - 'a' + 10);
+    else if (c >= 'A' && c <= 'F')
+      value = value * 16 + static_cast<uint32_t>(c - 'A' + 10);
+    else
+      fail("four hexadecimal digits");
   }
   return value;
 }
