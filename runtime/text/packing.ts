@@ -15,8 +15,7 @@ export function packFirstFit(
   while (leaves < order.length) leaves *= 2;
   // free[1] is the root: the most room that any row has. Rows that are not opened yet have all of it.
   const free = new Int32Array(2 * leaves).fill(seqLen);
-  for (let i = 0; i < order.length; i++) {
-    const sample = order[i]!;
+  for (const sample of Array.from(order)) {
     const length = lengths[sample]!;
     let node = 1;
     while (node < leaves) node = free[2 * node]! >= length ? 2 * node : 2 * node + 1;
