@@ -1,6 +1,7 @@
 // Devices, stores, arenas and programs. Converts to plain structs, works, converts back.
 #include <algorithm>
 #include <array>
+#include <condition_variable>
 #include <cstring>
 
 #include "binding/handles.h"
@@ -213,6 +214,8 @@ Napi::Value executable_run(const Napi::CallbackInfo& info) {
 // What a decode loop and its JavaScript callback share.
 struct DecodeState {
   std::mutex mutex;
+  std::condition_variable delivered;
+  int64_t waiting = 0;         // steps sent and not yet delivered
   std::vector<uint8_t> ended;  // rows that the callback ended
   std::exception_ptr thrown;
   DecodeOutcome outcome;
@@ -232,6 +235,13 @@ Napi::Value executable_decode(const Napi::CallbackInfo& info) {
 
   const auto deliver = [state, cancel](Napi::Env env, Napi::Function on_step, std::vector<int32_t>* step) {
     const std::unique_ptr<std::vector<int32_t>> owned(step);
+    struct Delivered {
+      DecodeState& state;
+      ~Delivered() {
+        const std::lock_guard lock(state.mutex);
+        if (--state.waiting == 0) state.delivered.notify_all();
+      }
+    } delivered{*state};
     if (env == nullptr) return;  // the environment is going away
     try {
       auto array = Napi::Int32Array::New(env, owned->size());
@@ -260,6 +270,10 @@ Napi::Value executable_decode(const Napi::CallbackInfo& info) {
         state->outcome = program->decode(
             tokens, limits, *cancel, [&](const std::vector<int32_t>& step, std::vector<uint8_t>& live) {
               auto* copy = new std::vector<int32_t>(step);
+              {
+                const std::lock_guard lock(state->mutex);
+                ++state->waiting;
+              }
               if (callback.BlockingCall(copy, deliver) != napi_ok) {
                 delete copy;
                 throw Error("Q4501", "cancelled: the environment is closing");
@@ -268,6 +282,9 @@ Napi::Value executable_decode(const Napi::CallbackInfo& info) {
               for (size_t row = 0; row < std::min(live.size(), state->ended.size()); ++row)
                 if (state->ended[row]) live[row] = 0;
             });
+        // The promise must not settle before the last token was seen.
+        std::unique_lock lock(state->mutex);
+        state->delivered.wait(lock, [&] { return state->waiting == 0; });
       },
       [state](Napi::Env env) -> Napi::Value {
         if (state->thrown) std::rethrow_exception(state->thrown);
