@@ -55,13 +55,14 @@ const EFFECTS: readonly [RegExp, string][] = [
   [/\bfetch\(/, 'fetch'],
 ];
 
-const IMPORTS = /(?:\bfrom\s*|\bimport\s*\(\s*|^\s*import\s+)'([^']+)'/gm;
+const IMPORTS =
+  /^\s*(?:import|export)\s[^;'"]*?\bfrom\s*'([^']+)'|\bimport\s*\(\s*'([^']+)'\s*\)|^\s*import\s+'([^']+)'/gm;
 
 const withoutComments = (text: string): string =>
   text.replace(/\/\*[\s\S]*?\*\//g, '').replace(/(^|\s)\/\/[^\n]*/g, '$1');
 
 export const importsOf = (source: Source): string[] =>
-  [...withoutComments(source.text).matchAll(IMPORTS)].map((match) => match[1]!);
+  [...withoutComments(source.text).matchAll(IMPORTS)].map(([, a, b, c]) => (a ?? b ?? c)!);
 
 const packageName = (specifier: string): string =>
   specifier

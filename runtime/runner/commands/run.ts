@@ -149,7 +149,7 @@ class Run {
   private async finish(exit: number): Promise<number> {
     const { context, directory, pipeline } = this;
     const { terminal, flags } = context;
-    this.emit({ ev: 'run-end', exit_code: exit, seconds: (Date.now() - this.state.startedAt) / 1000 });
+    this.emit({ ev: 'run-end', exit_code: exit, seconds: (Date.now() - this.state.processStartedAt) / 1000 });
     if (pipeline.runtime.events) syncFile(this.eventsPath);
     const configuration = effectiveRows(pipeline.tree, (path) => shortPath(path, terminal.cwd));
     const report = writeReport(directory.path, this.state, exit, this.version, configuration);

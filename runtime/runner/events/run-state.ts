@@ -71,6 +71,8 @@ export interface RunState {
   resumed: boolean;
   /** First start, also when resumed. */
   startedAt: number;
+  /** Start of the present process. */
+  processStartedAt: number;
   device: Readonly<Record<string, Json | undefined>> | null;
   plan: RunPlan | null;
   stages: StageState[];
@@ -87,6 +89,7 @@ export const emptyState = (): RunState => ({
   runDirectory: '',
   resumed: false,
   startedAt: 0,
+  processStartedAt: 0,
   device: null,
   plan: null,
   stages: [],
@@ -163,6 +166,7 @@ function runStart(state: RunState, event: RunEvent): void {
   state.runDirectory = text(event['run_directory']);
   state.resumed = event['resumed'] === true;
   if (state.startedAt === 0) state.startedAt = event.t;
+  state.processStartedAt = event.t;
   state.errors = [];
   state.warnings = [];
   const before = new Map(state.stages.map((stage) => [stage.id, stage]));

@@ -98,7 +98,7 @@ export function makeReport(state: RunState, exit: number, version: string, now: 
     hash: state.hash,
     resumed: state.resumed,
     started: new Date(state.startedAt).toISOString(),
-    seconds: Math.max(0, (now - state.startedAt) / 1000),
+    seconds: Math.max(0, (now - state.processStartedAt) / 1000),
     host: {
       platform: platform(),
       arch: arch(),

@@ -2,7 +2,7 @@
 import type { RunEvent } from '../events/event.js';
 import type { RunState, StageState } from '../events/run-state.js';
 import type { Terminal } from '../terminal.js';
-import { deviceText, planText, resultText, stepText } from './status-text.js';
+import { deviceText, lossText, planText, resultText, stepText } from './status-text.js';
 
 export interface Display {
   /** After the event went into the state. */
@@ -21,6 +21,7 @@ const PROGRESS_INTERVAL_MS = 5000;
 /** One line an event that matters: for logs and pipes. */
 export class PlainDisplay implements Display {
   private lastLine = 0;
+  private lastCheckpoint = '';
 
   constructor(
     private readonly terminal: Terminal,
@@ -67,15 +68,22 @@ export class PlainDisplay implements Display {
           : undefined;
       }
       case 'eval':
-        return say(`eval at step ${String(event['step'])}: loss ${String(event['loss'])}`);
-      case 'checkpoint':
+        return say(`eval at step ${String(event['step'])}: loss ${lossText(Number(event['loss']))}`);
+      case 'checkpoint': {
+        // The stage and the runner may both tell of one checkpoint.
+        const { path } = stage.lastCheckpoint!;
+        if (path === this.lastCheckpoint) return;
+        this.lastCheckpoint = path;
         return say(`checkpoint at step ${String(event['step'])}`);
+      }
       case 'progress': {
         const { done, total, label } = stage.progress!;
         return this.due(PROGRESS_INTERVAL_MS, event.t)
           ? say(`${Math.round((100 * done) / total)} % ${label}`)
           : undefined;
       }
+      case 'resume':
+        return say(`continues from step ${String(event['step'])}`);
       case 'answer':
         return say(`${JSON.stringify(event['prompt'])} → ${JSON.stringify(event['text'])}`);
       default:
