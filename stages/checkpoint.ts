@@ -46,7 +46,6 @@ async function run(params: Params, inputs: StageValues, ctx: StageContext): Prom
   const model = inputs['model'] as LoadedModel;
   const checkpoint = await commit(model, inputs, ctx);
   const weights = await ctx.files.sha256(ctx.files.join(checkpoint.path, WEIGHTS_FILE));
-  ctx.emit({ ev: 'checkpoint', step: checkpoint.step, path: checkpoint.path, pinned: false });
   const outputs = { path: checkpoint.path, step: checkpoint.step, weights_sha256: weights };
   if (params.export === undefined) return { values: { model, checkpoint }, outputs };
   const entries = exportEntries(model, { dtype: TYPES[params.dtype], globalScale: params.global_scale });

@@ -274,7 +274,6 @@ class TrainingRun {
       ...score,
     });
     this.#saved = progress.step;
-    ctx.emit({ ev: 'checkpoint', step: ref.step, path: ref.path, pinned });
     return ref;
   }
 
