@@ -10,21 +10,6 @@ namespace q4 {
 
 namespace {
 
-std::string text(const Napi::Value& value) {
-  if (!value.IsString()) throw Error("Q4514", "expected a string");
-  return value.As<Napi::String>().Utf8Value();
-}
-
-Napi::Object object(const Napi::Value& value) {
-  if (!value.IsObject()) throw Error("Q4514", "expected an object");
-  return value.As<Napi::Object>();
-}
-
-Napi::Array array(const Napi::Value& value) {
-  if (!value.IsArray()) throw Error("Q4514", "expected an array");
-  return value.As<Napi::Array>();
-}
-
 // ---- programs ------------------------------------------------------------------------------------------------------
 
 TensorSpec tensor_spec(const Napi::Object& js) {

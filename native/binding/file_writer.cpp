@@ -9,16 +9,6 @@ namespace q4 {
 
 namespace {
 
-std::string text(const Napi::Value& value) {
-  if (!value.IsString()) throw Error("Q4514", "expected a string");
-  return value.As<Napi::String>().Utf8Value();
-}
-
-Napi::Array array(const Napi::Value& value) {
-  if (!value.IsArray()) throw Error("Q4514", "expected an array");
-  return value.As<Napi::Array>();
-}
-
 // A typed array's element type in files; 16-bit words are the bits of `wanted`, bytes whatever has one byte.
 FileType array_type(const Napi::TypedArray& data, FileType wanted) {
   switch (data.TypedArrayType()) {
@@ -93,8 +83,7 @@ struct WriteRequest {
 
 // { entry, tensor, part } | { entry, data }
 WriteRequest write_request(const Napi::Value& value, const std::shared_ptr<Store>& store, const FileLayout& layout) {
-  if (!value.IsObject()) throw Error("Q4514", "expected an object");
-  const auto item = value.As<Napi::Object>();
+  const Napi::Object item = object(value);
   WriteRequest request;
   const int64_t entry = to_int64(item.Get("entry"));
   if (entry < 0 || entry >= static_cast<int64_t>(layout.entries.size())) throw Error("Q4227", "no such file entry");

@@ -11,16 +11,6 @@ namespace q4 {
 
 namespace {
 
-std::string text(const Napi::Value& value) {
-  if (!value.IsString()) throw Error("Q4514", "expected a string");
-  return value.As<Napi::String>().Utf8Value();
-}
-
-Napi::Object object(const Napi::Value& value) {
-  if (!value.IsObject()) throw Error("Q4514", "expected an object");
-  return value.As<Napi::Object>();
-}
-
 struct IndexedFile {
   std::string path;
   int64_t bytes = 0, modified_ns = 0;
@@ -123,8 +113,7 @@ Napi::Value file_load(const Napi::CallbackInfo& info) {
   auto job = std::make_shared<LoadJob>();
   const IndexedFile file = indexed_file(object(info[1]));
   job->path = file.path, job->file_bytes = file.bytes, job->modified_ns = file.modified_ns;
-  if (!info[2].IsArray()) throw Error("Q4514", "expected an array");
-  const auto items = info[2].As<Napi::Array>();
+  const Napi::Array items = array(info[2]);
   for (uint32_t i = 0; i < items.Length(); ++i) {
     const Napi::HandleScope scope(info.Env());
     job->requests.push_back(load_request(object(items.Get(i)), *store));
@@ -162,9 +151,9 @@ Napi::Value file_read(const Napi::CallbackInfo& info) {
   return run_async(
       info.Env(), [=] { read_entry(file.path, file.bytes, file.modified_ns, *entry, memory); },
       [=](Napi::Env env) {
-        const Napi::Value array = typed_array(env, entry->type, kept->Value());
+        const Napi::Value values = typed_array(env, entry->type, kept->Value());
         kept->Reset();  // references are let go of on the JS thread
-        return array;
+        return values;
       });
 }
 

@@ -110,6 +110,21 @@ Napi::Promise run_async(Napi::Env env, std::function<void()> work, std::function
   return promise;
 }
 
+std::string text(const Napi::Value& value) {
+  if (!value.IsString()) throw Error("Q4514", "expected a string");
+  return value.As<Napi::String>().Utf8Value();
+}
+
+Napi::Object object(const Napi::Value& value) {
+  if (!value.IsObject()) throw Error("Q4514", "expected an object");
+  return value.As<Napi::Object>();
+}
+
+Napi::Array array(const Napi::Value& value) {
+  if (!value.IsArray()) throw Error("Q4514", "expected an array");
+  return value.As<Napi::Array>();
+}
+
 int64_t to_int64(const Napi::Value& value) {
   const double number = value.IsNumber() ? value.As<Napi::Number>().DoubleValue() : NAN;
   if (!(std::abs(number) <= 9007199254740991.0 && number == std::floor(number)))

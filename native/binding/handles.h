@@ -54,6 +54,10 @@ void export_function(Napi::Env env, Napi::Object exports, const char* name,
 // Runs `work` on a libuv thread and settles a promise with `finish` (on the JS thread) or the error.
 Napi::Promise run_async(Napi::Env env, std::function<void()> work, std::function<Napi::Value(Napi::Env)> finish);
 
+// Arguments by kind. Q4514 for anything else.
+std::string text(const Napi::Value& value);
+Napi::Object object(const Napi::Value& value);
+Napi::Array array(const Napi::Value& value);
 int64_t to_int64(const Napi::Value& value);
 std::vector<int64_t> to_int64s(const Napi::Value& value);
 
