@@ -18,7 +18,7 @@ test('the table is sorted, and each code has an exit code of its range, or 1 for
     Q42: [4],
     Q43: [4, 5],
     Q44: [4],
-    Q45: [5],
+    Q45: [4, 5],
     Q46: [6],
     Q47: [7, 8, 130, 143],
     Q48: [9],

@@ -82,15 +82,20 @@ export function checkStages(root: ConfigNode, data: Plain, late: readonly LateRe
     }
   }
   const ids = [...firstWithId.keys()];
-  for (const stage of stages) errors.push(...checkNeeds(root, stage, ids));
+  const unique = stages.filter((stage) => stages.filter(({ id }) => id === stage.id).length === 1);
+  for (const stage of stages) errors.push(...checkNeeds(root, stage, ids, unique.includes(stage)));
   errors.push(...checkCircles(root, stages, ids));
   const known = stageNames();
   for (const stage of stages) {
-    // A wrong name in `needs` is told once, not again as a missing input.
-    const complete = [stage.id, ...transitiveNeeds(stages, stage.id)].every((id) =>
-      firstWithId.get(id)?.needs.every((need) => ids.includes(need)),
+    // A mistake in `needs` is told once, not again as a missing input.
+    const related = [stage.id, ...transitiveNeeds(stages, stage.id)];
+    const sound = related.every(
+      (id) =>
+        stages.filter((other) => other.id === id).length === 1 &&
+        firstWithId.get(id)!.needs.every((need) => ids.includes(need)) &&
+        !reachesItself(stages, id),
     );
-    if (complete && known.includes(stage.uses)) errors.push(...checkTakes(root, stage, stages));
+    if (sound && known.includes(stage.uses)) errors.push(...checkTakes(root, stage, stages));
   }
   for (const reference of late) errors.push(...checkLate(reference, stages));
   return errors;
@@ -109,9 +114,10 @@ const at = (
     ...(hint === undefined ? {} : { hint }),
   });
 
-function checkNeeds(root: ConfigNode, stage: RoughStage, ids: readonly string[]): Q4Error[] {
+function checkNeeds(root: ConfigNode, stage: RoughStage, ids: readonly string[], unique: boolean): Q4Error[] {
   return stage.needs.flatMap((need, i) => {
     const path: Path = ['stages', stage.index, 'needs', i];
+    if (need === stage.id && !unique) return [];
     if (need === stage.id) return [at(root, path, 'Q4113', `stage '${stage.id}' needs itself`)];
     if (ids.includes(need)) return [];
     const hint = didYouMean(need, ids) ?? `the stages are ${ids.join(', ')}`;

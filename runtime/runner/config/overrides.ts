@@ -2,7 +2,16 @@
 import { Q4Error } from '../../errors.js';
 import { stageIds } from './compose.js';
 import { didYouMean } from './suggest.js';
-import { childOf, withChild, type ConfigNode, type MapNode, type Origin, type Path } from './tree.js';
+import {
+  childOf,
+  fromPlain,
+  withChild,
+  type ConfigNode,
+  type MapNode,
+  type Origin,
+  type Path,
+} from './tree.js';
+import { parseValue } from './yaml-text.js';
 
 const TOP_LEVEL = ['version', 'name', 'description', 'vars', 'runtime', 'stages'];
 const ENV_PREFIX = 'Q4RUN_SET_';
@@ -90,9 +99,17 @@ function fullPath(root: MapNode, override: Override): Path {
   throw new Q4Error('Q4103', `there is no stage or key '${unknown}'`, { file, hint });
 }
 
-function put(node: ConfigNode | undefined, path: Path, leaf: ConfigNode, override: Override): ConfigNode {
+/** An earlier override that gave a whole list or map as text is read, so that a later one can go into it. */
+function opened(node: ConfigNode | undefined): ConfigNode | undefined {
+  if (node?.kind !== 'scalar' || node.untyped !== true || typeof node.value !== 'string') return node;
+  const value = parseValue(node.value);
+  return typeof value === 'object' && value !== null ? fromPlain(value, node.origin, node.base) : node;
+}
+
+function put(present: ConfigNode | undefined, path: Path, leaf: ConfigNode, override: Override): ConfigNode {
   const [key, ...rest] = path;
   if (key === undefined) return leaf;
+  const node = opened(present);
   if (node?.kind === 'sequence' || (node === undefined && typeof key === 'number')) {
     const items = node?.kind === 'sequence' ? [...node.items] : [];
     if (typeof key !== 'number' || !Number.isInteger(key) || key > items.length) {

@@ -132,7 +132,15 @@ function inFileOrder(errors: readonly Q4Error[], files: readonly string[]): Q4Er
     const index = error.details.file === undefined ? -1 : files.indexOf(error.details.file);
     return index < 0 ? files.length : index;
   };
-  return [...errors].sort(
+  const told = new Set<string>();
+  const once = errors.filter((error) => {
+    // A variable that cannot be resolved is told where it stands, not again wherever it is used.
+    if (error.code !== 'Q4110') return true;
+    const known = told.has(error.message);
+    told.add(error.message);
+    return !known;
+  });
+  return once.sort(
     (a, b) =>
       rank(a) - rank(b) ||
       (a.details.line ?? 0) - (b.details.line ?? 0) ||

@@ -163,10 +163,20 @@ const LIMITS: Readonly<Record<string, string>> = {
   exclusiveMaximum: 'less than',
 };
 
+function wrongForm(error: SchemaError, root: ConfigNode): Told {
+  const own = error.parentSchema['x-hint'] as string | undefined;
+  const hint = own ?? `it must match ${String(error.params['pattern'])}`;
+  const found = show(error.data);
+  return {
+    code: 'Q4105',
+    message: `${named(error.path, root)} has the wrong form, found ${found}`,
+    details: { expected: hint, found, hint },
+  };
+}
+
 function range(error: SchemaError, root: ConfigNode): Told {
   const { params, keyword, data } = error;
   const limit = params['limit'];
-  const own = error.parentSchema['x-hint'] as string | undefined;
   const expected =
     keyword in LIMITS
       ? `${LIMITS[keyword]} ${String(limit)}`
@@ -178,15 +188,8 @@ function range(error: SchemaError, root: ConfigNode): Told {
             ? 'not be empty'
             : keyword === 'uniqueItems'
               ? 'name each only once'
-              : keyword === 'format'
-                ? 'be a regular expression'
-                : (own ?? `match ${String(params['pattern'])}`);
-  const verb =
-    keyword in LIMITS || keyword === 'pattern'
-      ? 'be '
-      : /Items$/.test(keyword) && keyword !== 'uniqueItems'
-        ? 'have '
-        : '';
+              : 'be a regular expression';
+  const verb = keyword in LIMITS ? 'be ' : /Items$/.test(keyword) && keyword !== 'uniqueItems' ? 'have ' : '';
   return {
     code: 'Q4105',
     message: `${named(error.path, root)} must ${verb}${expected}, found ${show(data)}`,
@@ -216,6 +219,8 @@ function tell(error: SchemaError, root: ConfigNode): Told | undefined {
         details: { found: show(error.data), ...(instead && { hint: instead }) },
       };
     }
+    case 'pattern':
+      return wrongForm(error, root);
     case 'if':
     case 'propertyNames':
       return undefined;

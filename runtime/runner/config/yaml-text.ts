@@ -47,7 +47,7 @@ export function parseYaml(file: string, text: string): ParsedYaml {
     document = parseDocument(text, {
       lineCounter: lines,
       prettyErrors: false,
-      logLevel: 'silent',
+      logLevel: 'error',
       stringKeys: true,
     }) as Document.Parsed;
   } catch (cause) {
@@ -70,7 +70,7 @@ export function parseYaml(file: string, text: string): ParsedYaml {
       });
     }
     const details = { file, line, col };
-    const hint = SYNTAX_HINTS[error.code];
+    const hint = bareReference(text, error.pos[0]) ? BARE_REFERENCE_HINT : SYNTAX_HINTS[error.code];
     const message = error.message.replace(/ at line \d+, column \d+:?[\s\S]*$/, '');
     return new Q4Error('Q4101', message, hint === undefined ? details : { ...details, hint });
   };
@@ -88,6 +88,15 @@ export function parseYaml(file: string, text: string): ParsedYaml {
   }
   const reader = new TreeReader(document, file, place, errors);
   return { root: reader.read(document.contents, []), errors };
+}
+
+const BARE_REFERENCE_HINT = 'inside { } and [ ], put a value with ${…} in quotes';
+
+/** `{ path: ${vars.x} }` without quotes: the inner brace opens a map for YAML. */
+function bareReference(text: string, offset: number): boolean {
+  const from = text.lastIndexOf('\n', offset - 1) + 1;
+  const line = text.slice(from, (text.indexOf('\n', offset) + text.length + 1) % (text.length + 1));
+  return /[{[,:]\s*\$\{/.test(line);
 }
 
 class TreeReader {
@@ -211,7 +220,7 @@ class TreeReader {
 
 /** What a piece of text means as YAML: `3` is a number, `[a, b]` a list. undefined when it is not YAML. */
 export function parseValue(text: string): Plain | undefined {
-  const document = parseDocument(text, { prettyErrors: false, logLevel: 'silent', stringKeys: true });
+  const document = parseDocument(text, { prettyErrors: false, logLevel: 'error', stringKeys: true });
   if (document.errors.length > 0 || document.warnings.length > 0) return undefined;
   try {
     return document.toJS({ maxAliasCount: 0 }) as Plain;
