@@ -10,6 +10,7 @@ import {
   type Model,
   type ScaleLevel,
 } from '../runtime/models/model.js';
+import { listParameters } from '../runtime/models/parameters.js';
 import { tensorBytes } from '../runtime/program.js';
 import { buildFromSeed, buildFromWeights, layOut, type BuildOptions } from '../runtime/sessions/build.js';
 import type { LoadedModel, PlannedModel, PlannedWeights, Weights } from '../runtime/sessions/model.js';
@@ -50,7 +51,7 @@ function checkParams(params: Params, config: Qwen3Config, fromWeights: boolean):
     });
   const rescales = params.global_scale !== 'keep' || params.shared_global_scale;
   if (fromWeights && rescales && params.masters === 'none')
-    throw new Q4Error('Q4502', 'other global scales than the file has need masters to quantise from', {
+    throw new Q4Error('Q4502', 'other global scales than the file has can only be made with masters', {
       hint: 'set masters: fp32, or leave global_scale: keep and shared_global_scale: false',
       at: ['masters'],
     });
@@ -75,7 +76,14 @@ async function readInit(
   return { layout: layOut(config, storage, buildOptions(params)), config, configText };
 }
 
-function bytesByPurpose(layout: Model): Record<string, number> {
+/** What load-dat took. */
+const weightBytes = ({ config, storage }: PlannedWeights): number =>
+  listParameters(config).reduce(
+    (sum, { name, shape }) => sum + tensorBytes(storage.get(name)!.dtype, shape),
+    0,
+  );
+
+function bytesByPurpose(layout: Model): { weights: number; masters: number } {
   const sum = (tensors: readonly StoreTensor[], purpose: string): number =>
     tensors
       .filter((tensor) => tensor.purpose === purpose)
@@ -85,22 +93,29 @@ function bytesByPurpose(layout: Model): Record<string, number> {
 }
 
 async function plan(params: Params, inputs: StageValues, ctx: StageContext): Promise<StagePlan> {
+  const { init } = params;
   let layout: Model;
-  let from: string;
-  if (params.init) {
-    layout = (await readInit(params, params.init, ctx)).layout;
-    from = `random weights, std ${params.init.std}`;
+  let readText: PlannedModel['readText'];
+  let loaded = 0;
+  if (init) {
+    const { config, layout: seeded } = await readInit(params, init, ctx);
+    layout = seeded;
+    readText = () => textFor(init, config, inputs['weights'] as PlannedWeights | undefined, ctx);
   } else {
     const weights = needWeights(inputs) as unknown as PlannedWeights;
     checkParams(params, weights.config, true);
     layout = layOut(weights.config, weights.storage, buildOptions(params));
-    from = 'loaded weights';
+    readText = weights.readText;
+    loaded = weightBytes(weights);
   }
-  const model: PlannedModel = { planned: true, layout, activation: activationOf(ctx) };
+  const model: PlannedModel = { planned: true, layout, activation: activationOf(ctx), readText };
+  const from = init ? `random weights, std ${init.std}` : 'loaded weights';
   const trained = layout.trainable.length;
+  const { weights, masters } = bytesByPurpose(layout);
   return {
     summary: `${from}, masters ${params.masters}, ${trained} of ${layout.parameters.length} parameters train`,
-    bytes: bytesByPurpose(layout),
+    // Loaded weights are there already; plain ones that train become masters.
+    bytes: { weights: weights - loaded, masters },
     values: { model },
   };
 }
@@ -142,7 +157,7 @@ async function fromInit(
   ctx: StageContext,
 ): Promise<LoadedModel> {
   const { layout, config, configText } = await readInit(params, init, ctx);
-  const text = await textFor(init, config, inputs, ctx);
+  const text = await textFor(init, config, inputs['weights'] as Weights | undefined, ctx);
   const random = { seed: init.seed ?? ctx.seed, std: init.std };
   return buildFromSeed(ctx.engine, layout, random, { configText, text, activation: activationOf(ctx) });
 }
@@ -151,13 +166,14 @@ async function fromInit(
 async function textFor(
   init: NonNullable<Params['init']>,
   config: Qwen3Config,
-  inputs: StageValues,
+  weights: Pick<PlannedWeights, 'readText'> | Pick<Weights, 'text'> | undefined,
   ctx: StageContext,
 ): Promise<ModelText | null> {
   const beside = init.config.replace(/[^/\\]*$/, 'tokenizer.json');
   const path = init.tokenizer ?? ((await ctx.files.exists(beside)) ? beside : null);
   if (path !== null) return loadModelText(ctx.files, path, config.vocabSize);
-  const { text } = (inputs['weights'] as Weights | undefined) ?? { text: null };
+  if (!weights) return null;
+  const text = 'readText' in weights ? await weights.readText() : weights.text;
   return text && text.tokenizer.vocabSize <= config.vocabSize ? text : null;
 }
 

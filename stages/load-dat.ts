@@ -52,7 +52,12 @@ function weightBytes(config: Qwen3Config, origin: ReadonlyMap<string, Origin>): 
 async function plan(params: Params, _: unknown, ctx: StageContext): Promise<StagePlan> {
   const { index, matched } = await open(params, ctx);
   const { config, origin } = matched;
-  const weights: PlannedWeights = { planned: true, config, storage: storageOf(origin) };
+  const weights: PlannedWeights = {
+    planned: true,
+    config,
+    storage: storageOf(origin),
+    readText: () => findText(params, config, ctx),
+  };
   return {
     summary: `${index.entries.length} entries, ${origin.size} parameters, ${config.numHiddenLayers} layers`,
     bytes: { weights: weightBytes(config, origin) },

@@ -15,6 +15,7 @@ import {
   type TrainingOptions,
 } from '../runtime/sessions/training.js';
 import { readTrainingData, type DataParams, type TrainingData } from '../runtime/sessions/training-data.js';
+import { previewBatch, renderPreview, renderReport } from '../runtime/text/preview.js';
 import type { DataCursor } from '../runtime/text/batching.js';
 import type {
   CheckpointRef,
@@ -376,6 +377,27 @@ async function describe(
   });
 }
 
+async function preview(
+  params: Params,
+  inputs: StageValues,
+  ctx: StageContext,
+  samples: number,
+): Promise<readonly StageText[]> {
+  const { layout, readText } = inputs['model'] as PlannedModel;
+  const text = await readText();
+  const { vocabSize } = layout.config;
+  const data = await readTrainingData(params, text, vocabSize, ctx.seed, (path) => ctx.files.readLines(path));
+  const rows = previewBatch(data.stream().next(Math.max(1, samples)), text?.tokenizer ?? null);
+  const reports = data.reports.map(renderReport).join('');
+  return [
+    {
+      title: `the first ${rows.length} rows of training`,
+      text: reports + renderPreview(rows, text?.tokenizer ?? null),
+      data: { reports: data.reports, rows } as unknown as Json,
+    },
+  ];
+}
+
 export const train: Stage<Params> = {
   uses: 'train',
   takes: [['model']],
@@ -383,4 +405,5 @@ export const train: Stage<Params> = {
   plan,
   run,
   describe,
+  preview,
 };

@@ -44,9 +44,12 @@ export interface PlannedWeights {
   readonly planned: true;
   readonly config: Qwen3Config;
   readonly storage: ReadonlyMap<string, WeightStorage>;
+  /** Plans seldom need the tokenizer: it is read when it is asked for. */
+  readonly readText: () => Promise<ModelText | null>;
 }
 export interface PlannedModel {
   readonly planned: true;
   readonly layout: Model;
   readonly activation: Activation;
+  readonly readText: () => Promise<ModelText | null>;
 }
