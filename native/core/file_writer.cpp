@@ -1,6 +1,8 @@
 #include "core/file_writer.h"
 
+#include <dirent.h>
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -9,6 +11,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <random>
+#include <string_view>
 #include <unordered_map>
 
 #include "core/dat_index.h"
@@ -28,12 +31,46 @@ std::string directory_of(const std::string& path) {
   return slash == 0 ? "/" : path.substr(0, slash);
 }
 
+constexpr std::string_view kPrefix = ".q4run-", kSuffix = ".tmp";
+
 // A short name of its own: adding to the target's could pass the file system's limit.
 std::string temporary_name(const std::string& directory) {
   std::random_device random;
   char name[64];
-  std::snprintf(name, sizeof name, "/.q4run-%ld-%08x%08x.tmp", static_cast<long>(getpid()), random(), random());
-  return directory + name;
+  std::snprintf(name, sizeof name, "%ld-%08x%08x", static_cast<long>(getpid()), random(), random());
+  return directory + "/" + std::string(kPrefix) + name + std::string(kSuffix);
+}
+
+// Removes what writers left behind that were killed: a living writer holds a lock on its file.
+void sweep(const std::string& directory) {
+  DIR* listing = opendir(directory.c_str());
+  if (!listing) return;
+  while (const dirent* entry = readdir(listing)) {
+    const std::string_view name = entry->d_name;
+    if (!name.starts_with(kPrefix) || !name.ends_with(kSuffix)) continue;
+    const int fd = openat(dirfd(listing), entry->d_name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    if (fd < 0) continue;
+    struct stat state;
+    if (fstat(fd, &state) == 0 && S_ISREG(state.st_mode) && flock(fd, LOCK_EX | LOCK_NB) == 0)
+      unlinkat(dirfd(listing), entry->d_name, 0);
+    close(fd);
+  }
+  closedir(listing);
+}
+
+// Creates a locked temporary file. Another process may sweep it away between its creation and the lock: then try again.
+int create_temporary(const std::string& directory, const std::string& path, std::string& name) {
+  for (;;) {
+    name = temporary_name(directory);
+    const int fd = open(name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (fd < 0) throw_errno("Q4413", "cannot write the file", path, errno);
+    struct stat state;
+    // File systems without locks are written to all the same; nobody sweeps there either.
+    const bool locked = flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK;
+    if (locked && fstat(fd, &state) == 0 && state.st_nlink > 0) return fd;
+    close(fd);
+    unlink(name.c_str());
+  }
 }
 
 void check_room(const std::string& path, const std::string& directory, int64_t bytes) {
@@ -67,10 +104,8 @@ FileWriter::FileWriter(std::string path, FileLayout layout) : path_(std::move(pa
                      S_ISDIR(state.st_mode) ? "a directory" : "something else", "name the file itself"});
   const std::string directory = directory_of(path_);
   written_.assign(layout_.entries.size(), 0);
-  const std::string temporary = temporary_name(directory);
-  fd_ = open(temporary.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-  if (fd_ < 0) throw_errno("Q4413", "cannot write the file", path_, errno);
-  temporary_ = temporary;
+  sweep(directory);
+  fd_ = create_temporary(directory, path_, temporary_);
   try {
     check_room(path_, directory, layout_.file_bytes);
     for (const auto& [offset, bytes] : layout_.headers) put(offset, bytes.data(), static_cast<int64_t>(bytes.size()));

@@ -1,5 +1,6 @@
 // Writes a tensor file aside, reads it back with the parser that readers use, and renames it into place: a file under the
-// wanted name is always whole. Nothing is left behind when the writer is destroyed before commit().
+// wanted name is always whole. Nothing is left behind when the writer is destroyed before commit(); what a killed process
+// left is removed by the next writer in that directory.
 #pragma once
 #include <atomic>
 #include <functional>

@@ -1,5 +1,7 @@
 /** Writing tensor files: bytes, conversions, nothing half-made whatever goes wrong. */
+import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
+import { once } from 'node:events';
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -274,6 +276,31 @@ for (const [what, items, code, options] of FAILURES)
       store.dispose();
     });
   }
+
+test('what a killed process left behind is removed by the next writer', async () => {
+  const place = join(dir.path, 'swept');
+  mkdirSync(place);
+  const script = `
+    import { addon } from ${JSON.stringify(new URL('../../runtime/engine/addon.ts', import.meta.url).href)};
+    await addon().fileCreate(process.argv[2], 'dat', [{ name: 'a', type: 'f32', shape: [4] }], []);
+    console.log('made');
+    setInterval(() => {}, 1000);`;
+  writeFileSync(join(dir.path, 'killed.mts'), script);
+  const child = spawn(
+    process.execPath,
+    ['--import', import.meta.resolve('tsx'), join(dir.path, 'killed.mts'), join(place, 'a.dat')],
+    { stdio: ['ignore', 'pipe', 'inherit'] },
+  );
+  await once(child.stdout, 'data');
+  writeFileSync(join(place, '.q4run-mine'), 'not ours');
+  await files.writeDat(null, join(place, 'b.dat'), []);
+  assert.is(readdirSync(place).length, 3, 'a living writer keeps its file');
+  child.kill('SIGKILL');
+  await once(child, 'close');
+  assert.is(readdirSync(place).length, 3);
+  await files.writeDat(null, join(place, 'b.dat'), []);
+  assert.equal(readdirSync(place).sort(), ['.q4run-mine', 'b.dat']);
+});
 
 test('places that cannot be written to are refused', async () => {
   mkdirSync(join(dir.path, 'folder'), { recursive: true });
