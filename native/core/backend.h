@@ -190,7 +190,8 @@ class Backend {
   // y = code · block scale · global.  weight nvfp4 [O,K] → y f32|bf16 [O,K]; overwrites.
   virtual void dequantize_nvfp4(const Tensor& weight, const Tensor& y) = 0;
 
-  // out[slot] = number of elements whose dequantised values differ.  a, b nvfp4 of one shape; out i32 [P].
+  // out[slot] = number of codes that differ, as `changed` of quantize_nvfp4 counts them: a scale that moved under the
+  // same code does not count, +0 against -0 does.  a, b nvfp4 of one shape; out i32 [P]; overwrites the slot.
   virtual void count_changed(const Tensor& a, const Tensor& b, int64_t slot, const Tensor& out) = 0;
 
   // ---- filling and converting --------------------------------------------------------------------------------------

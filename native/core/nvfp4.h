@@ -56,6 +56,14 @@ Q4_HOST_DEVICE inline uint32_t nvfp4_code(float value, float step) {
   return step == 0.0f ? 0u : f32_to_e2m1(value / step);
 }
 
+// One bit for each of eight packed codes that differ; its population count is what `changed` counts.
+Q4_HOST_DEVICE inline uint32_t nvfp4_differing_codes(uint32_t a, uint32_t b) {
+  uint32_t difference = a ^ b;
+  difference |= difference >> 1;
+  difference |= difference >> 2;
+  return difference & 0x11111111u;
+}
+
 // code · block scale needs at most 6 significant bits, so only the product with the global scale rounds.
 Q4_HOST_DEVICE inline float nvfp4_value(uint32_t code, uint8_t block_scale, float global_scale) {
   return e2m1_to_f32(code) * e4m3_to_f32(block_scale) * global_scale;

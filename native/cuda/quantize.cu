@@ -47,10 +47,7 @@ __global__ void quantize_kernel(const T* master, const float* amax, int64_t slot
   if (inside) {
     if (half == 0) *global_out = global;
     if (half % 2 == 0) scales[half / 2] = scale;
-    uint32_t difference = codes[half] ^ packed;
-    difference |= difference >> 1;
-    difference |= difference >> 2;
-    differing = __popc(difference & 0x11111111u);
+    differing = __popc(nvfp4_differing_codes(codes[half], packed));
     codes[half] = packed;
   }
   if (changed) add_count(differing, changed);
@@ -71,19 +68,10 @@ __global__ void dequantize_kernel(const uint32_t* codes, const uint8_t* scales, 
   store<8>(y + half * 8, out);
 }
 
-__global__ void count_changed_kernel(const uint32_t* a, const uint8_t* a_scales, const float* a_global, const uint32_t* b,
-                                     const uint8_t* b_scales, const float* b_global, int32_t* out, int64_t halves) {
+__global__ void count_changed_kernel(const uint32_t* a, const uint32_t* b, int32_t* out, int64_t halves) {
   begin();
   const int64_t half = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  int differing = 0;
-  if (half < halves) {
-    const uint32_t p = a[half], q = b[half];
-#pragma unroll
-    for (int j = 0; j < 8; ++j)
-      differing += nvfp4_value(p >> (4 * j) & 15u, a_scales[half / 2], *a_global) !=
-                   nvfp4_value(q >> (4 * j) & 15u, b_scales[half / 2], *b_global);
-  }
-  add_count(differing, out);
+  add_count(half < halves ? __popc(nvfp4_differing_codes(a[half], b[half])) : 0, out);
 }
 
 }  // namespace
@@ -112,8 +100,8 @@ void CudaBackend::dequantize_nvfp4(const Tensor& weight, const Tensor& y) {
 void CudaBackend::count_changed(const Tensor& a, const Tensor& b, int64_t slot, const Tensor& out) {
   const int64_t halves = a.elements() / 8;
   launch({1, 1, stream_.get(), 0, overlap()}, zero_count_kernel, out.i32() + slot);
-  launch({blocks_for(halves, kThreads), kThreads, stream_.get(), 0, overlap()}, count_changed_kernel, a.as<uint32_t>(), a.scale,
-         a.global_scale, b.as<uint32_t>(), b.scale, b.global_scale, out.i32() + slot, halves);
+  launch({blocks_for(halves, kThreads), kThreads, stream_.get(), 0, overlap()}, count_changed_kernel, a.as<uint32_t>(),
+         b.as<uint32_t>(), out.i32() + slot, halves);
 }
 
 }  // namespace q4::gpu

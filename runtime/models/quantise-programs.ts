@@ -77,7 +77,7 @@ export function dequantizeProgram(options: WeightProgramOptions): Lowered {
   return lower(inputs.at.finish(options.name ?? 'dequantize'));
 }
 
-/** changed[slot] = values of each weight that differ from those of `<against><name>`; slots as in `requantised`. */
+/** changed[slot] = codes of each weight that differ from those of `<against><name>`; slots as in `requantised`. */
 export function countChangedProgram(options: WeightProgramOptions & { readonly against: string }): Lowered {
   const { model, against } = options;
   const inputs = new Inputs({ ...options, activation: 'f32' });

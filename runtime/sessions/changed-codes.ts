@@ -9,7 +9,7 @@ import { matchWeights } from './weight-file.js';
 const AGAINST = 'initial.';
 
 /**
- * Reads the codes of the original `.dat` beside the model's and counts values that differ. Null when the model was made
+ * Reads the codes of the original `.dat` beside the model's and counts those that differ. Null when the model was made
  * from a seed, or holds no NVFP4 weight that trains.
  */
 export async function changedCodes(engine: Engine, model: LoadedModel): Promise<number | null> {

@@ -79,6 +79,7 @@ export const UPDATE: Readonly<Record<string, Kernel>> = {
   dequantize_nvfp4({ in: [weight], out: [y] }) {
     all(weight!).forEach((value, i) => y!.set(i, value));
   },
+  /** The machine holds an NVFP4 weight as values; a code stands for each, so codes differ where values do. */
   count_changed({ in: [a, b], out: [out], attrs }) {
     out!.set(attrs['slot']!, all(a!).filter((value, i) => value !== b!.get(i)).length);
   },

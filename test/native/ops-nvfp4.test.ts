@@ -137,19 +137,24 @@ for (const device of devices) {
     sameBits(half!, valuesOf(tensor('bf16', [7, 48], valuesOf(weight))), 'bf16');
 
     const parts = weight.data as Quantised;
-    const scale = parts.scale.slice();
-    scale[4] = encode(E4M3, decode(E4M3, scale[4]!) * 2);
-    const other: Operand = { ...weight, data: { ...parts, scale } };
-    const [a, b] = [valuesOf(weight), valuesOf(other)];
-    const expected = a.reduce((n, value, i) => n + Number(value !== b[i]), 0);
-    assert.ok(expected > 8 && expected <= 16);
-    const [counts] = await run(device, {
-      op: 'count_changed',
-      inputs: [weight, other],
-      outputs: [i32([2])],
-      attrs: { slot: 1 },
-    });
-    assert.equal([...counts!], [0, expected]);
+    const count = async (changes: Partial<Quantised>): Promise<number[]> => {
+      const other: Operand = { ...weight, data: { ...parts, ...changes } };
+      const [counts] = await run(device, {
+        op: 'count_changed',
+        inputs: [weight, other],
+        outputs: [i32([3], [7, 7, 7])],
+        attrs: { slot: 1 },
+      });
+      return [...counts!];
+    };
+    assert.equal(await count({}), [7, 0, 7]);
+    const scale = parts.scale.map((bits) => (bits < 0x70 ? bits + 8 : bits));
+    assert.equal(await count({ scale, globalScale: 3 }), [7, 0, 7], 'scales alone are no other code');
+    const qdata = parts.qdata.slice();
+    qdata[0]! ^= 0x01; // a low nibble
+    qdata[5]! ^= 0x70; // a high one, three bits of it
+    qdata[qdata.length - 1]! ^= 0x88; // both signs
+    assert.equal(await count({ qdata }), [7, 4, 7]);
   });
 
   test(`${device.name}: a NaN in the master is seen in the weight`, async () => {

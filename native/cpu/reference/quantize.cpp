@@ -38,7 +38,10 @@ void ReferenceBackend::dequantize_nvfp4(const Tensor& weight, const Tensor& y) {
 
 void ReferenceBackend::count_changed(const Tensor& a, const Tensor& b, int64_t slot, const Tensor& out) {
   int32_t differing = 0;
-  for (int64_t i = 0; i < a.rows() * a.cols(); ++i) differing += element(a, i) != element(b, i);
+  for (int64_t i = 0; i < a.elements() / 2; ++i) {
+    const uint8_t x = a.as<uint8_t>()[i], y = b.as<uint8_t>()[i];
+    differing += ((x & 15) != (y & 15)) + (x >> 4 != y >> 4);
+  }
   out.i32()[slot] = differing;
 }
 

@@ -74,7 +74,7 @@ export function dequantize(weight: Tensor, y: Tensor, at: Recorder): void {
   at.emit(DEQUANTIZE_NVFP4, [weight], { into: { y } });
 }
 
-/** out[slot] = elements of a and b whose values differ. */
+/** out[slot] = codes of a and b that differ; scales do not count. */
 export function countChanged(a: Tensor, b: Tensor, slot: number, out: Tensor, at: Recorder): void {
   at.emit(COUNT_CHANGED, [a, b], { attrs: { slot }, into: { out } });
 }
