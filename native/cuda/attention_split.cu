@@ -9,7 +9,7 @@
 namespace q4::gpu {
 namespace {
 
-constexpr int kWarps = 4, kThreads = kWarps * 32, kTile = 64;
+constexpr int kWarps = 4, kThreads = kWarps * 32, kTile = 32, kKeysPerWarp = kTile / kWarps;
 
 struct SplitCall {
   AttentionCall call;
@@ -46,35 +46,53 @@ __global__ void __launch_bounds__(kThreads) split_kernel(const SplitCall s) {
   while (lanes * 8 < dim) lanes *= 2;
   __syncthreads();
 
+  const int d = lane * kElements;
   for (int first = first_key; first < last_key; first += kTile) {
-    const int at = lane % lanes * 8;
-    for (int j = warp * (32 / lanes) + lane / lanes; j < kTile; j += kWarps * (32 / lanes)) {
-      float partial[kQueries] = {};
-      if (at < dim && first + j < last_key) {
-        const Pack<8> key = load<8>(k + (first + j) * stride + at);
+    // All of this warp's keys and values at once: one wait for memory, not one a key. Lane groups take keys in turn.
+    const int at = lane % lanes * 8, turns = kKeysPerWarp * lanes / 32;
+    uint4 keys[kKeysPerWarp];
+    uint2 values[kKeysPerWarp][kElements / 4];
 #pragma unroll
-        for (int i = 0; i < kQueries; ++i)
-          if (i < s.queries)
+    for (int r = 0; r < kKeysPerWarp; ++r) {
+      const int j = warp * kKeysPerWarp + r * (32 / lanes) + lane / lanes;
+      keys[r] = make_uint4(0, 0, 0, 0);
+      if (r < turns && at < dim && first + j < last_key) keys[r] = *reinterpret_cast<const uint4*>(k + (first + j) * stride + at);
+    }
 #pragma unroll
-            for (int e = 0; e < 8; ++e) partial[i] += key.v[e] * q[i][at + e];
+    for (int r = 0; r < kKeysPerWarp; ++r) {
+      const int j = warp * kKeysPerWarp + r;
+#pragma unroll
+      for (int e = 0; e < kElements / 4; ++e) {
+        values[r][e] = make_uint2(0, 0);
+        if (d < dim && first + j < last_key) values[r][e] = *reinterpret_cast<const uint2*>(v + (first + j) * stride + d + e * 4);
       }
+    }
+#pragma unroll
+    for (int r = 0; r < kKeysPerWarp; ++r) {
+      if (r >= turns) break;
+      const int j = warp * kKeysPerWarp + r * (32 / lanes) + lane / lanes, key = first + j;
+      const float x[8] = {low_bf16(keys[r].x), high_bf16(keys[r].x), low_bf16(keys[r].y), high_bf16(keys[r].y),
+                          low_bf16(keys[r].z), high_bf16(keys[r].z), low_bf16(keys[r].w), high_bf16(keys[r].w)};
 #pragma unroll
       for (int i = 0; i < kQueries; ++i) {
-        for (int offset = lanes / 2; offset; offset /= 2) partial[i] += __shfl_xor_sync(0xffffffffu, partial[i], offset);
-        if (lane % lanes == 0 && i < s.queries) {
-          const int step = i / group, key = first + j;
-          const int from = call.attend_from ? call.attend_from[b * call.steps + step] : 0;
-          score[i][j] = key < last_key && key >= from && key <= past + step ? partial[i] : -INFINITY;
+        if (i >= s.queries) break;
+        float partial = 0;
+        if (at < dim)
+#pragma unroll
+          for (int e = 0; e < 8; ++e) partial += x[e] * q[i][at + e];
+        for (int offset = lanes / 2; offset; offset /= 2) partial += __shfl_xor_sync(0xffffffffu, partial, offset);
+        if (lane % lanes == 0) {
+          const int step = i / group, from = call.attend_from ? call.attend_from[b * call.steps + step] : 0;
+          score[i][j] = key < last_key && key >= from && key <= past + step ? partial : -INFINITY;
         }
       }
     }
     __syncthreads();
     for (int i = warp; i < s.queries; i += kWarps) {
-      const float a = score[i][lane], c = score[i][lane + 32], before = top[i];
-      const float now = fmaxf(before, warp_max(fmaxf(a, c)));
-      const float origin = now == -INFINITY ? 0.0f : now;
-      const float pa = expf(a - origin), pc = expf(c - origin), added = warp_sum(pa + pc);
-      score[i][lane] = pa, score[i][lane + 32] = pc;
+      const float a = score[i][lane], before = top[i];
+      const float now = fmaxf(before, warp_max(a)), origin = now == -INFINITY ? 0.0f : now;
+      const float p = expf(a - origin), added = warp_sum(p);
+      score[i][lane] = p;
       __syncwarp();
       if (lane == 0) {
         shrink[i] = expf(before - origin);
@@ -84,27 +102,18 @@ __global__ void __launch_bounds__(kThreads) split_kernel(const SplitCall s) {
     }
     __syncthreads();
 #pragma unroll
-    for (int i = 0; i < kQueries; ++i)
-      if (i < s.queries)
+    for (int i = 0; i < kQueries; ++i) {
+      if (i >= s.queries) break;
 #pragma unroll
-        for (int e = 0; e < kElements; ++e) out[i][e] *= shrink[i];
-    const int d = lane * kElements;
-    if (d < dim) {
-#pragma unroll 2
-      for (int j = warp; j < min(kTile, last_key - first); j += kWarps) {
-        float value[kElements];
-        const uint2* from = reinterpret_cast<const uint2*>(v + (first + j) * stride + d);
+      for (int e = 0; e < kElements; ++e) out[i][e] *= shrink[i];
+#pragma unroll
+      for (int r = 0; r < kKeysPerWarp; ++r) {
+        const float weight = score[i][warp * kKeysPerWarp + r];
 #pragma unroll
         for (int e = 0; e < kElements; e += 4) {
-          const uint2 words = from[e / 4];
-          value[e] = low_bf16(words.x), value[e + 1] = high_bf16(words.x);
-          value[e + 2] = low_bf16(words.y), value[e + 3] = high_bf16(words.y);
+          out[i][e] += weight * low_bf16(values[r][e / 4].x), out[i][e + 1] += weight * high_bf16(values[r][e / 4].x);
+          out[i][e + 2] += weight * low_bf16(values[r][e / 4].y), out[i][e + 3] += weight * high_bf16(values[r][e / 4].y);
         }
-#pragma unroll
-        for (int i = 0; i < kQueries; ++i)
-          if (i < s.queries)
-#pragma unroll
-            for (int e = 0; e < kElements; ++e) out[i][e] += score[i][j] * value[e];
       }
     }
     __syncthreads();
@@ -135,17 +144,24 @@ __global__ void __launch_bounds__(kThreads) split_kernel(const SplitCall s) {
   __threadfence();
   const int used = min(s.splits, per_split ? (tiles + per_split - 1) / per_split : 0);
   for (int i = warp; i < s.queries; i += kWarps) {
+    // Lane w of a round holds part w's statistics; values are read with all loads of a round in flight.
     float largest = -INFINITY;
-    for (int w = 0; w < used; ++w) largest = fmaxf(largest, __ldcg(part(w, i)));
+    for (int w = lane; w < used; w += 32) largest = fmaxf(largest, __ldcg(part(w, i)));
+    largest = warp_max(largest);
     const float origin = largest == -INFINITY ? 0.0f : largest;
     float total = 0, value[kElements] = {};
-    for (int w = 0; w < used; ++w) {
-      const float factor = expf(__ldcg(part(w, i)) - origin);
-      total += factor * __ldcg(part(w, i) + 1);
+    for (int first = 0; first < used; first += 32) {
+      const float factor = first + lane < used ? expf(__ldcg(part(first + lane, i)) - origin) : 0.0f;
+      total += first + lane < used ? factor * __ldcg(part(first + lane, i) + 1) : 0.0f;
+#pragma unroll 8
+      for (int w = 0; w < min(32, used - first); ++w) {
+        const float weight = __shfl_sync(0xffffffffu, factor, w);
 #pragma unroll
-      for (int e = 0; e < kElements; ++e)
-        if (lane + 32 * e < dim) value[e] += factor * __ldcg(part(w, i) + 2 + lane + 32 * e);
+        for (int e = 0; e < kElements; ++e)
+          if (lane + 32 * e < dim) value[e] += weight * __ldcg(part(first + w, i) + 2 + lane + 32 * e);
+      }
     }
+    total = warp_sum(total);
     if (lane == 0) call.lse[row(i)] = largest + logf(total);
 #pragma unroll
     for (int e = 0; e < kElements; ++e)

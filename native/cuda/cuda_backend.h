@@ -104,6 +104,8 @@ class CudaBackend final : public Backend {
   // Whether `weight` is used where it stands, and otherwise how many elements of it the workspace holds.
   static bool in_place(const Tensor& weight, DType act);
   static int64_t operand_capacity(DType act);
+  // Rows of a weight that are converted at a time.
+  static int64_t output_piece(const Tensor& weight, DType act);
   // y[N,O] (ld `ldy`) = x·Wᵀ for rows [first, first + count) of W, column offset `first` in y.
   void linear_product(const void* x, int64_t n, int64_t ldx, DType act, const Tensor& weight, int64_t first,
                       int64_t count, void* y, DType y_dtype, int64_t ldy);

@@ -74,6 +74,13 @@ bool CudaBackend::in_place(const Tensor& weight, DType act) { return weight.dtyp
 
 int64_t CudaBackend::operand_capacity(DType act) { return Workspace::kWeightBytes / element_bytes(act); }
 
+int64_t CudaBackend::output_piece(const Tensor& weight, DType act) {
+  const int64_t fitting = operand_capacity(act) / weight.cols();
+  if (in_place(weight, act) || weight.rows() <= fitting) return weight.rows();
+  // Whole tiles, so that every piece of the result starts at an address that fast kernels take.
+  return std::max<int64_t>(1, fitting >= 256 ? fitting / 256 * 256 : fitting);
+}
+
 CudaBackend::Operand CudaBackend::operand(const Tensor& weight, DType act, int64_t first_row, int64_t rows,
                                           int64_t first_col, int64_t cols) {
   const int64_t width = weight.cols(), start = first_row * width;
@@ -118,7 +125,7 @@ void CudaBackend::linear_product(const void* x, int64_t n, int64_t ldx, DType ac
 void CudaBackend::linear(const Tensor& x, const Tensor& weight, const Tensor& y) {
   const int64_t n = x.rows(), width = weight.cols(), outputs = weight.rows();
   if (linear_few_rows(x, weight, y)) return;
-  const int64_t piece = in_place(weight, x.dtype) ? outputs : std::min(outputs, operand_capacity(x.dtype) / width);
+  const int64_t piece = output_piece(weight, x.dtype);
   for (int64_t first = 0; first < outputs; first += piece)
     linear_product(x.data, n, width, x.dtype, weight, first, std::min(piece, outputs - first), y.data, y.dtype, outputs);
 }

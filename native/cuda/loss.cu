@@ -103,7 +103,7 @@ void CudaBackend::linear_cross_entropy(const Tensor& x, const Tensor& weight, co
   if (chunk < 1) throw Error("Q4510", "linear_cross_entropy: scratch holds less than one row of logits");
   float *row_loss = partials(), *dx_sum = partials() + rows, *logits = scratch.f32();
   const bool whole = in_place(weight, act);
-  const int64_t piece = whole ? vocabulary : std::min(vocabulary, operand_capacity(act) / width);
+  const int64_t piece = output_piece(weight, act);
   const bool bf16_act = act == DType::bf16;
   const int64_t act_bytes = element_bytes(act);
   // Gradients stand where the fp32 logits stood, row by row.

@@ -19,6 +19,19 @@ __global__ void zero_count_kernel(int32_t* total) {
   *total = 0;
 }
 
+// nvfp4_code for a step that is neither tiny nor huge: the same quotient, correctly rounded by two residual corrections
+// (Markstein), and the same rounding to E2M1 in integer arithmetic, without their general cases.
+__device__ uint32_t code_of(float value, float step, float reciprocal) {
+  float quotient = value * reciprocal;
+  quotient = fmaf(fmaf(-quotient, step, value), reciprocal, quotient);
+  quotient = fmaf(fmaf(-quotient, step, value), reciprocal, quotient);
+  const uint32_t bits = __float_as_uint(quotient), magnitude = bits & 0x7fffffffu;
+  // From 1 on: round to one mantissa bit; code 2 is 1.0. Below: the sum leaves multiples of 0.5 in the last bits.
+  const uint32_t large = min((magnitude + 0x1fffffu + (magnitude >> 22 & 1u)) >> 22, 259u) - 252u;
+  const uint32_t small = __float_as_uint(__uint_as_float(magnitude) + 4194304.0f) & 7u;
+  return (magnitude >= 0x3f800000u ? large : small) | (__float_as_uint(value) >> 28 & 8u);
+}
+
 // Half a block a thread. master [O·K] → codes, scales; every thread computes the same global scale from the amax slots.
 template <typename T>
 __global__ void quantize_kernel(const T* master, const float* amax, int64_t slot_begin, int64_t slot_end, uint32_t* codes,
@@ -41,8 +54,14 @@ __global__ void quantize_kernel(const T* master, const float* amax, int64_t slot
   const uint8_t scale = nvfp4_block_scale(largest, global);
   const float step = e4m3_to_f32(scale) * global;
   uint32_t packed = 0;
+  if (step > 0x1p-80f && step < 0x1p80f) {
+    float reciprocal = __frcp_rn(step);
 #pragma unroll
-  for (int j = 0; j < 8; ++j) packed |= nvfp4_code(x.v[j], step) << (4 * j);
+    for (int j = 0; j < 8; ++j) packed |= code_of(x.v[j], step, reciprocal) << (4 * j);
+  } else {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) packed |= nvfp4_code(x.v[j], step) << (4 * j);
+  }
   int differing = 0;
   if (inside) {
     if (half == 0) *global_out = global;

@@ -1,0 +1,48 @@
+// Every op of the CUDA backend against the CPU's scalar reference, then (with --bench) the hot ones against measured roofs.
+//   q4gpu_test [--verbose] [--bench] [--only NAME]
+#include <cstring>
+
+#include "harness.h"
+
+int main(int argc, char** argv) {
+  using namespace q4::test;
+  bool bench = false, verbose = false;
+  const char* only = nullptr;
+  for (int i = 1; i < argc; ++i) {
+    if (!std::strcmp(argv[i], "--bench")) bench = true;
+    else if (!std::strcmp(argv[i], "--verbose")) verbose = true;
+    else if (!std::strcmp(argv[i], "--only") && i + 1 < argc) only = argv[++i];
+  }
+  try {
+    Harness h;
+    h.verbose = verbose;
+    std::printf("device: %s, %s\n", h.gpu->info().name.c_str(), h.gpu->info().instructions.c_str());
+    const std::pair<const char*, void (*)(Harness&)> tests[] = {
+        {"elementwise", test_elementwise}, {"norms", test_norms}, {"linear", test_linear}, {"losses", test_losses}, {"attention", test_attention},
+        {"optimizer", test_optimizer}, {"nvfp4", test_nvfp4}, {"sampling", test_sampling}, {"machinery", test_machinery}};
+    const std::pair<const char*, void (*)(Harness&)> benches[] = {{"roofs", bench_roofs}, {"training", bench_training}, {"decode", bench_decode}};
+    const auto run = [&](const char* name, void (*body)(Harness&)) {
+      if (only && std::strcmp(only, name)) return;
+      const int before = h.failed;
+      h.seed(7);
+      try {
+        body(h);
+      } catch (const q4::Error& error) {
+        std::printf("FAIL %s threw %s: %s\n", name, error.code().c_str(), error.what());
+        ++h.failed;
+        if (error.code() == "Q4701") throw;
+      }
+      std::printf("%-12s %s (%d passed so far)\n", name, h.failed == before ? "ok" : "FAILED", h.passed);
+      std::fflush(stdout);
+    };
+    if (!bench)
+      for (const auto& [name, body] : tests) run(name, body);
+    else
+      for (const auto& [name, body] : benches) run(name, body);
+    std::printf("%d passed, %d failed\n", h.passed, h.failed);
+    return h.failed ? 1 : 0;
+  } catch (const q4::Error& error) {
+    std::printf("stopped by %s: %s\n", error.code().c_str(), error.what());
+    return 2;
+  }
+}
