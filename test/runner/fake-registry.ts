@@ -161,7 +161,7 @@ export const STAGES: readonly Stage[] = [
   stage('parity-check', [['model', 'checkpoint']], ['verdict'], (params, inputs) => {
     const passed = fault !== 'gate';
     const outputs = { passed, thresholds: params['thresholds']!, inputs: Object.keys(inputs) };
-    const failure = passed ? undefined : new Q4Error('Q4900', 'the gate said no');
+    const failure = passed ? undefined : new Q4Error('Q4601', 'the gate said no');
     return Promise.resolve({ values: {}, outputs, ...(failure && { failure }) });
   }),
   stage('infer', [['model', 'checkpoint']], ['texts'], (params, inputs, ctx) => {

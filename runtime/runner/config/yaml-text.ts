@@ -76,7 +76,8 @@ export function parseYaml(file: string, text: string): ParsedYaml {
   };
   let broken = false;
   for (const error of [...document.errors, ...document.warnings]) {
-    errors.push(problem(error));
+    // What follows a syntax error is mostly its consequence.
+    if (error.code === 'DUPLICATE_KEY' || !broken) errors.push(problem(error));
     if (error.code !== 'DUPLICATE_KEY') broken = true;
   }
   if (broken) return { root: null, errors };
