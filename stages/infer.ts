@@ -1,6 +1,7 @@
 /** Asks the model: prompts or a conversation, streamed; `expect` turns answers into a gate. */
 import { Q4Error } from '../runtime/errors.js';
 import { planInference, InferenceSession, type Sampling } from '../runtime/sessions/inference.js';
+import { measureRoofs, profileOf, profileText } from '../runtime/sessions/profile.js';
 import type { LoadedModel, PlannedModel } from '../runtime/sessions/model.js';
 import type { ChatMessage } from '../runtime/text/chat-template.js';
 import type { ModelText } from '../runtime/text/model-text.js';
@@ -231,6 +232,13 @@ async function run(params: Params, inputs: StageValues, ctx: StageContext): Prom
       if (params.conversation) conversation.push(...turn, { role: 'assistant', content: answered.text });
       answers.push(answered);
       ctx.emit({ ev: 'answer', ...answered });
+    }
+    if (ctx.profile) {
+      const profile = profileOf(
+        await session.profileDecode(),
+        await measureRoofs(ctx.engine, model.activation),
+      );
+      ctx.emit({ ev: 'note', message: `one token, op by op\n${profileText(profile)}` });
     }
   } finally {
     session.dispose();

@@ -5,7 +5,7 @@ import { learningRate, type ScheduleOptions } from '../runtime/models/schedule.j
 import { wiringFingerprint } from '../runtime/models/parameters.js';
 import { changedCodes } from '../runtime/sessions/changed-codes.js';
 import type { LoadedModel, PlannedModel } from '../runtime/sessions/model.js';
-import { profileTable, secondsByPhase } from '../runtime/sessions/profile.js';
+import { measureRoofs, profileOf, profileText, type Profile } from '../runtime/sessions/profile.js';
 import { restoreState, saveState } from '../runtime/sessions/saved-state.js';
 import {
   planTraining,
@@ -320,7 +320,12 @@ async function run(params: Params, inputs: StageValues, ctx: StageContext): Prom
   }
   const changed = await changedCodes(ctx.engine, model);
   const planned = planTraining(model.layout, ctx.engine.device.kind, model.activation, options);
-  const outputs = report(training, data, { used, planned: planned.total, changed });
+  const profile =
+    training.ops.length > 0
+      ? profileOf(training.ops, await measureRoofs(ctx.engine, model.activation))
+      : null;
+  if (profile) ctx.emit({ ev: 'note', message: `the last step, op by op\n${profileText(profile)}` });
+  const outputs = report(training, data, { used, planned: planned.total, changed }, profile);
   warnIfNothingMoved(training.progress, changed, ctx);
   return { values: { model, checkpoint, metrics: outputs }, outputs, ...(failure && { failure }) };
 }
@@ -339,8 +344,9 @@ function report(
   training: TrainingRun,
   data: TrainingData,
   memory: { used: number; planned: number; changed: number | null },
+  profile: Profile | null,
 ): StageResult['outputs'] {
-  const { progress, ops } = training;
+  const { progress } = training;
   const { step, tokens, seconds, skipped, losses, grad_norms, learning_rates, changed_shares, eval_losses } =
     progress;
   const mean = changed_shares.reduce((a, b) => a + b, 0) / Math.max(1, changed_shares.length);
@@ -360,7 +366,7 @@ function report(
     changed_codes_share: memory.changed,
     changed_codes_share_per_step: mean,
     data: data.reports as unknown as Json,
-    ...(ops.length > 0 && { phases: secondsByPhase(ops), profile: profileTable(ops) as unknown as Json }),
+    ...(profile && { phases: profile.phases, profile: profile as unknown as Json }),
   };
 }
 

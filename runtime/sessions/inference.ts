@@ -12,6 +12,7 @@ import { forwardProgram } from '../models/forward-program.js';
 import type { Model } from '../models/model.js';
 import { ProgramHost } from './host.js';
 import type { LoadedModel } from './model.js';
+import { withCosts, type ProfiledOp } from './profile.js';
 
 /** Longest piece of a prompt that is computed at once; bounds the arena. */
 export const PREFILL_TOKENS = 512;
@@ -146,6 +147,13 @@ export class InferenceSession {
     // The last token of a row was sampled but not fed.
     result.tokens.forEach((tokens, row) => (this.#cached[row] = [...prompts[row]!, ...tokens.slice(0, -1)]));
     return result;
+  }
+
+  /** One more token, op by op: what decoding spends its time on. The token is not part of any answer. */
+  async profileDecode(): Promise<ProfiledOp[]> {
+    const { run } = this.#host.get('decode', this.#decode);
+    const { ops = [] } = await run.run({ profile: true });
+    return withCosts(run.program, ops);
   }
 
   dispose(): void {

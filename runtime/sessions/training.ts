@@ -1,5 +1,5 @@
 /** Trains a loaded model step by step: micro batches forward and backward, then one optimizer update. */
-import type { Engine, Executable, OpTime } from '../engine/types.js';
+import type { Engine, Executable } from '../engine/types.js';
 import { lower, type Lowered } from '../graph/lower.js';
 import { randomNormal } from '../graph/ops/filling.js';
 import { Recorder } from '../graph/recorder.js';
@@ -12,6 +12,7 @@ import { elementCount } from '../program.js';
 import { planMemory, type MemoryPlan } from '../graph/memory-plan.js';
 import { ProgramHost, runOnce } from './host.js';
 import type { LoadedModel } from './model.js';
+import { withCosts, type ProfiledOp } from './profile.js';
 
 export interface TrainingOptions {
   /** Rows of a micro batch, and tokens in a row. */
@@ -54,7 +55,7 @@ export interface StepResult {
   /** Device seconds: forward and backward, and the update. */
   readonly seconds: { readonly gradients: number; readonly update: number };
   /** Only with `profile`. */
-  readonly ops: readonly OpTime[];
+  readonly ops: readonly ProfiledOp[];
 }
 
 const PREFIX = 'train/';
@@ -151,17 +152,19 @@ export class TrainingSession {
     profile = false,
   ): Promise<StepResult> {
     const scale = this.#lossScale(batches);
-    const ops: OpTime[] = [];
+    const ops: ProfiledOp[] = [];
     let gradients = 0;
     for (const [i, batch] of batches.entries()) {
       this.#feed(batch, scale);
-      const result = await this.#program(i === 0 ? 'overwrite' : 'accumulate').run({ profile });
+      const program = this.#program(i === 0 ? 'overwrite' : 'accumulate');
+      const result = await program.run({ profile });
       gradients += result.seconds;
-      ops.push(...(result.ops ?? []));
+      ops.push(...withCosts(program.program, result.ops ?? []));
     }
     this.#writeHyper(learningRate, step);
-    const update = await this.#program('update').run({ profile });
-    ops.push(...(update.ops ?? []));
+    const optimizer = this.#program('update');
+    const update = await optimizer.run({ profile });
+    ops.push(...withCosts(optimizer.program, update.ops ?? []));
     const [gradNorm = NaN, , applied = 0, loss = NaN] = this.#floats('stats');
     const changedShare = this.#changedShare();
     return {
