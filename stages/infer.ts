@@ -3,6 +3,7 @@ import { Q4Error } from '../runtime/errors.js';
 import { planInference, InferenceSession, type Sampling } from '../runtime/sessions/inference.js';
 import { measureRoofs, profileOf, profileText } from '../runtime/sessions/profile.js';
 import type { LoadedModel, PlannedModel } from '../runtime/sessions/model.js';
+import { AnswerStream } from '../runtime/text/answer-stream.js';
 import type { ChatMessage } from '../runtime/text/chat-template.js';
 import type { ModelText } from '../runtime/text/model-text.js';
 import type { Json, Stage, StageContext, StagePlan, StageResult, StageValues } from './context.js';
@@ -19,6 +20,7 @@ interface Params {
   readonly messages?: readonly ChatMessage[];
   readonly system?: string;
   readonly max_tokens: number;
+  readonly batch_size: number;
   readonly temperature: number;
   readonly top_k: number;
   readonly top_p: number;
@@ -89,76 +91,58 @@ function needTemplate(text: ModelText): NonNullable<ModelText['template']> {
   });
 }
 
-/** Where the earliest stop string begins, -1 if none does. */
-const findStop = (text: string, stops: readonly string[]): number =>
-  stops.reduce((first, stop) => {
-    const at = text.indexOf(stop);
-    return at >= 0 && (first < 0 || at < first) ? at : first;
-  }, -1);
-
-/** Length of the longest end of `text` that could still grow into a stop string: it is not shown yet. */
-function heldBack(text: string, stops: readonly string[]): number {
-  let most = 0;
-  for (const stop of stops)
-    for (let n = Math.min(stop.length - 1, text.length); n > most; n--)
-      if (text.endsWith(stop.slice(0, n))) most = n;
-  return most;
+interface Asked {
+  readonly prompt: string;
+  readonly ids: readonly number[];
 }
 
-async function answer(
+/** Asks several questions at once, one a row of the session; rows that are not needed repeat the first. */
+async function answerTogether(
   session: InferenceSession,
   text: ModelText,
-  ids: number[],
-  prompt: string,
+  asked: readonly Asked[],
   params: Params,
   ctx: StageContext,
-): Promise<Answer> {
-  const detokenizer = text.tokenizer.streamingDetokenizer();
-  const stopTokens = text.tokenizer.eosIds;
+): Promise<Answer[]> {
   const watch = ctx.stopwatch();
-  let whole = '';
-  let shown = 0;
-  let ttft = 0;
-  const show = (until: number): void => {
-    if (until <= shown) return;
-    if (params.stream) ctx.emit({ ev: 'token', prompt, text: whole.slice(shown, until) });
-    shown = until;
-  };
-  const onToken = (_: number, token: number): boolean => {
-    if (ttft === 0) ttft = watch();
-    if (stopTokens.includes(token)) return true;
-    whole += detokenizer.push(token);
-    const stop = findStop(whole, params.stop);
-    if (stop >= 0) {
-      whole = whole.slice(0, stop);
-      show(stop);
-      return true;
-    }
-    show(whole.length - heldBack(whole, params.stop));
-    return false;
-  };
-  const result = await session.generate([ids], {
-    sampling: samplingOf(params, ctx),
-    maxTokens: params.max_tokens,
-    stopTokens,
-    onToken,
-    signal: ctx.signal,
+  const firstAt: number[] = [];
+  const lastAt: number[] = [];
+  const streams = asked.map(({ prompt }) => {
+    const show = (piece: string): void => ctx.emit({ ev: 'token', prompt, text: piece });
+    return new AnswerStream(text.tokenizer, params.stop, params.stream ? show : () => undefined);
   });
+  const rows = Array.from({ length: session.rows }, (_, row) => asked[row] ?? asked[0]!);
+  const result = await session.generate(
+    rows.map(({ ids }) => ids),
+    {
+      sampling: samplingOf(params, ctx),
+      maxTokens: params.max_tokens,
+      stopTokens: text.tokenizer.eosIds,
+      onToken: (row, token) => {
+        const now = watch();
+        firstAt[row] ??= now;
+        lastAt[row] = now;
+        return streams[row]?.push(token) ?? true;
+      },
+      signal: ctx.signal,
+    },
+  );
   if (ctx.signal.aborted) throw ctx.interrupted();
-  if (findStop(whole, params.stop) < 0) whole += detokenizer.flush();
-  show(whole.length);
-  const tokens = result.tokens[0]!.length;
-  const decoding = watch() - ttft;
-  return {
-    prompt,
-    text: whole,
-    tokens,
-    prompt_tokens: ids.length,
-    finish_reason: result.finish[0]!,
-    // Of decoding alone: the first token belongs to the prompt.
-    tokens_per_second: tokens > 1 && decoding > 0 ? (tokens - 1) / decoding : 0,
-    ttft_ms: ttft * 1000,
-  };
+  return asked.map(({ prompt, ids }, row) => {
+    streams[row]!.finish();
+    const tokens = result.tokens[row]!.length;
+    const decoding = lastAt[row]! - firstAt[row]!;
+    return {
+      prompt,
+      text: streams[row]!.text,
+      tokens,
+      prompt_tokens: ids.length,
+      finish_reason: result.finish[row]!,
+      // Of decoding alone: the first token belongs to the prompt.
+      tokens_per_second: tokens > 1 && decoding > 0 ? (tokens - 1) / decoding : 0,
+      ttft_ms: firstAt[row]! * 1000,
+    };
+  });
 }
 
 const samplingOf = (params: Params, ctx: StageContext): Sampling => ({
@@ -198,7 +182,10 @@ async function plan(params: Params, inputs: StageValues, ctx: StageContext): Pro
   const longest = Math.max(...asked.map(({ messages }) => JSON.stringify(messages).length));
   const { maxPositionEmbeddings } = model.layout.config;
   const capacity = capacityFor(longest, asked.length, params, maxPositionEmbeddings);
-  const memory = planInference(model.layout, ctx.engine.device.kind, model.activation, { rows: 1, capacity });
+  const memory = planInference(model.layout, ctx.engine.device.kind, model.activation, {
+    rows: params.conversation ? 1 : Math.min(params.batch_size, asked.length),
+    capacity,
+  });
   return {
     summary: `${asked.length} questions, up to ${params.max_tokens} tokens each, ${params.expect.length} expectations`,
     bytes: {},
@@ -218,20 +205,27 @@ async function run(params: Params, inputs: StageValues, ctx: StageContext): Prom
     });
   const longest = Math.max(...asked.map(({ messages }) => encode(text, messages, params).length));
   const capacity = capacityFor(longest, asked.length, params, model.layout.config.maxPositionEmbeddings);
-  const session = new InferenceSession(ctx.engine, model, { rows: 1, capacity });
+  const rows = params.conversation ? 1 : Math.min(params.batch_size, asked.length);
+  const session = new InferenceSession(ctx.engine, model, { rows, capacity });
   const answers: Answer[] = [];
+  const keep = (answered: readonly Answer[]): void => {
+    answers.push(...answered);
+    for (const one of answered) ctx.emit({ ev: 'answer', ...one });
+  };
   try {
-    const conversation: ChatMessage[] = [];
-    for (const { prompt, messages } of asked) {
-      const turn =
-        params.conversation && conversation.length > 0
-          ? messages.filter(({ role }) => role !== 'system')
-          : messages;
-      const history = params.conversation ? [...conversation, ...turn] : messages;
-      const answered = await answer(session, text, encode(text, history, params), prompt, params, ctx);
-      if (params.conversation) conversation.push(...turn, { role: 'assistant', content: answered.text });
-      answers.push(answered);
-      ctx.emit({ ev: 'answer', ...answered });
+    if (params.conversation) {
+      const conversation: ChatMessage[] = [];
+      for (const { prompt, messages } of asked) {
+        // The system message opens the conversation once.
+        conversation.push(...messages.filter(({ role }) => conversation.length === 0 || role !== 'system'));
+        const ids = encode(text, conversation, params);
+        keep(await answerTogether(session, text, [{ prompt, ids }], params, ctx));
+        conversation.push({ role: 'assistant', content: answers.at(-1)!.text });
+      }
+    } else {
+      const encoded = asked.map(({ prompt, messages }) => ({ prompt, ids: encode(text, messages, params) }));
+      for (let i = 0; i < encoded.length; i += rows)
+        keep(await answerTogether(session, text, encoded.slice(i, i + rows), params, ctx));
     }
     if (ctx.profile) {
       const profile = profileOf(

@@ -113,6 +113,10 @@ export class InferenceSession {
     this.#decode = () => decoding(layout, device, activation, options);
     this.#prefill = (row, tokens) => prefillProgram(layout, device, activation, { ...options, row, tokens });
   }
+  get rows(): number {
+    return this.options.rows;
+  }
+
   readonly #decode: () => Lowered;
   readonly #prefill: (row: number, tokens: number) => Lowered;
 
