@@ -11,15 +11,18 @@
 namespace q4 {
 namespace {
 
-// Q4RUN_CPU_ISA=avx512|avx2|portable forces an instruction set; for tests and comparisons.
+// Q4RUN_CPU_ISA=avx512_vnni|avx512|avx2|portable forces an instruction set; for tests and comparisons.
 const Kernels& choose_kernels() {
   const char* forced = std::getenv("Q4RUN_CPU_ISA");
   const std::string wanted = forced ? forced : "";
   const Kernels* kernels = nullptr;
   if (wanted.empty()) {
-    kernels = avx512_kernels();
+    kernels = avx512vnni_kernels();
+    if (!kernels) kernels = avx512_kernels();
     if (!kernels) kernels = avx2_kernels();
     if (!kernels) kernels = portable_kernels();
+  } else if (wanted == "avx512_vnni") {
+    kernels = avx512vnni_kernels();
   } else if (wanted == "avx512") {
     kernels = avx512_kernels();
   } else if (wanted == "avx2") {
@@ -29,7 +32,7 @@ const Kernels& choose_kernels() {
   }
   if (!kernels)
     throw Error("Q4512", "Q4RUN_CPU_ISA=" + wanted + ": this machine or build does not have that instruction set",
-                "Use avx512, avx2 or portable, or leave it unset.");
+                "Use avx512_vnni, avx512, avx2 or portable, or leave it unset.");
   return *kernels;
 }
 

@@ -98,6 +98,7 @@ struct Kernels {
 };
 
 // Null when the build or the machine does not have the instruction set.
+const Kernels* avx512vnni_kernels();
 const Kernels* avx512_kernels();
 const Kernels* avx2_kernels();
 const Kernels* portable_kernels();

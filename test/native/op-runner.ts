@@ -88,6 +88,7 @@ export function openDevices(): Device[] {
     openDevice('portable', { threads: 2 }, 'portable'),
     openDevice('avx2', { threads: 2 }, 'avx2'),
     openDevice('avx512', { threads: 2 }, 'avx512'),
+    openDevice('avx512_vnni', { threads: 2 }, 'avx512_vnni'),
   ];
   return devices.filter((device) => device !== null);
 }

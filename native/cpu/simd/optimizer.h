@@ -26,11 +26,6 @@ double sum_squares(DType dtype, const void* x, int64_t n) {
   return total;
 }
 
-template <typename V>
-typename V::F magnitude(typename V::F x) {
-  return V::from_bits(V::and_int(V::bits(x), V::set_int(0x7fffffff)));
-}
-
 // max(largest, |x|); a NaN wins and stays (core/nvfp4.h, amax_step).
 template <typename V>
 typename V::F larger_magnitude(typename V::F largest, typename V::F x) {

@@ -26,6 +26,12 @@ void write(float* p, typename V::F x, int64_t lanes) {
     V::store_n(p, x, lanes);
 }
 
+// |x|.
+template <typename V>
+typename V::F magnitude(typename V::F x) {
+  return V::from_bits(V::and_int(V::bits(x), V::set_int(0x7fffffff)));
+}
+
 template <typename V>
 float norm_row(const float* x, const float* branch, const float* weight, int64_t n, float eps, float* sum, float* y) {
   using F = typename V::F;

@@ -142,6 +142,36 @@ struct Avx2 {
                                   _mm256_mullo_epi32(lanes(), set_int(static_cast<int32_t>(stride))), 1);
   }
 
+  // Byte products (simd/gemv_nvfp4.h). Σ over the four bytes of each lane and the four vectors of codes·digits, codes
+  // 0..24 unsigned, digits signed: pairs of 16-bit sums stay below 4 · 2 · 24 · 128.
+  static constexpr bool byte_products = true;
+  static I dot_bytes(const I* codes, const int8_t* digits) {
+    I sum = _mm256_maddubs_epi16(codes[0], load_int(digits));
+    for (int i = 1; i < 4; ++i) sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes[i], load_int(digits + 32 * i)));
+    return _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
+  }
+  // Codes in the low or high nibble of each byte → 12 + twice their value.
+  static I biased_low(I words) {
+    const I table =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+    return _mm256_shuffle_epi8(table, and_int(words, _mm256_set1_epi8(15)));
+  }
+  static I biased_high(I words) { return biased_low(_mm256_srli_epi16(words, 4)); }
+  // Of two vectors of words: those that start a block, and those that end one; their order is block_of_lane's.
+  static I even_words(I a, I b) { return bits(_mm256_shuffle_ps(from_bits(a), from_bits(b), 0x88)); }
+  static I odd_words(I a, I b) { return bits(_mm256_shuffle_ps(from_bits(a), from_bits(b), 0xdd)); }
+  static constexpr int block_of_lane(int lane) { return (lane % 4 / 2) * 4 + lane / 4 * 2 + lane % 2; }
+  // Eight signed bytes in the order of block_of_lane; n of them exist, the rest are 0.
+  static I scale_bytes(const uint8_t* p, int64_t n) {
+    uint64_t word = 0;
+    if (n >= 8)
+      std::memcpy(&word, p, 8);
+    else
+      for (int64_t i = 0; i < n; ++i) word |= uint64_t{p[i]} << (8 * i);
+    const __m128i order = _mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, -1, -1, -1, -1, -1, -1, -1, -1);
+    return _mm256_cvtepi8_epi32(_mm_shuffle_epi8(_mm_cvtsi64_si128(static_cast<int64_t>(word)), order));
+  }
+
   static float sum(F x) {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     half = _mm_add_ps(half, _mm_movehl_ps(half, half));

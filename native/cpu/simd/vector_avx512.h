@@ -121,6 +121,36 @@ struct Avx512 {
     return _mm512_i32gather_epi32(_mm512_mullo_epi32(lanes(), set_int(static_cast<int32_t>(stride))), base, 1);
   }
 
+  // Byte products (simd/gemv_nvfp4.h). Σ over the four bytes of each lane and the four vectors of codes·digits, codes
+  // 0..24 unsigned, digits signed: pairs of 16-bit sums stay below 4 · 2 · 24 · 128.
+  static constexpr bool byte_products = true;
+  static I dot_bytes(const I* codes, const int8_t* digits) {
+    I sum = _mm512_maddubs_epi16(codes[0], load_int(digits));
+    for (int i = 1; i < 4; ++i) sum = _mm512_add_epi16(sum, _mm512_maddubs_epi16(codes[i], load_int(digits + 64 * i)));
+    return _mm512_madd_epi16(sum, _mm512_set1_epi16(1));
+  }
+  // Codes in the low or high nibble of each byte → 12 + twice their value.
+  static I biased_low(I words) {
+    const I table = _mm512_broadcast_i32x4(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+    return _mm512_shuffle_epi8(table, and_int(words, _mm512_set1_epi8(15)));
+  }
+  static I biased_high(I words) { return biased_low(_mm512_srli_epi16(words, 4)); }
+  // Of two vectors of words: those that start a block, and those that end one; their order is block_of_lane's.
+  static I even_words(I a, I b) {
+    return _mm512_castps_si512(_mm512_shuffle_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), 0x88));
+  }
+  static I odd_words(I a, I b) {
+    return _mm512_castps_si512(_mm512_shuffle_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), 0xdd));
+  }
+  static constexpr int block_of_lane(int lane) { return (lane % 4 / 2) * 8 + lane / 4 * 2 + lane % 2; }
+  // Sixteen signed bytes in the order of block_of_lane; n of them exist, the rest are 0.
+  static I scale_bytes(const uint8_t* p, int64_t n) {
+    const __m128i bytes =
+        n >= 16 ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)) : _mm_maskz_loadu_epi8(first(n), p);
+    const __m128i order = _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15);
+    return _mm512_cvtepi8_epi32(_mm_shuffle_epi8(bytes, order));
+  }
+
   static float sum(F x) {
     const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
     __m128 quarter = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));

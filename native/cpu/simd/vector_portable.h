@@ -144,6 +144,8 @@ struct Portable {
     return x;
   }
 
+  static constexpr bool byte_products = false;  // the matrix-vector product runs in fp32 lanes
+
   static float sum(F x) { return (x[0] + x[2]) + (x[1] + x[3]); }
   static double sum_double(F x) { return (double{x[0]} + x[2]) + (double{x[1]} + x[3]); }
 
