@@ -26,12 +26,15 @@ export async function readGoldenCase(
   const index = await files.indexSafetensors(path);
   const input = await read(files, index, 'input_ids');
   const [batch = 0, tokens = 0] = input.shape;
-  mustBe(index, 'input_ids', input.shape, [batch, tokens]);
-  const ids = tokenIds(input.data, config.vocabSize, index);
+  // One sequence or more of one token or more: whatever else stands there is not [batch, tokens].
+  mustBe(index, 'input_ids', input.shape, [Math.max(1, batch), Math.max(1, tokens)]);
+  const ids = tokenIds(input.data, 'input_ids', config.vocabSize, index);
   const logits = await read(files, index, 'logits');
   mustBe(index, 'logits', logits.shape, [batch, tokens, config.vocabSize]);
   const taps = new Map<string, Float32Array>();
-  for (const [i, scope] of hiddenStateScopes(config).entries()) {
+  const scopes = hiddenStateScopes(config);
+  mustHaveNoMoreLayers(index, scopes.length);
+  for (const [i, scope] of scopes.entries()) {
     const hidden = await read(files, index, `hidden_states.${i}`);
     mustBe(index, `hidden_states.${i}`, hidden.shape, [batch, tokens, config.hiddenSize]);
     taps.set(scope, hidden.data);
@@ -46,7 +49,9 @@ async function readGreedy(
   vocabulary: number,
 ): Promise<GoldenCase['greedy']> {
   if (!index.entries.some(({ name }) => name === 'greedy')) return null;
-  const ids = [...tokenIds((await read(files, index, 'greedy')).data, vocabulary, index)];
+  const { data, shape } = await read(files, index, 'greedy');
+  mustBe(index, 'greedy', shape, [1, Math.max(2, shape[1] ?? 0)]);
+  const ids = [...tokenIds(data, 'greedy', vocabulary, index)];
   const prompt = Math.max(1, ids.length - NEW_TOKENS);
   return { prompt: ids.slice(0, prompt), continuation: ids.slice(prompt) };
 }
@@ -92,12 +97,27 @@ const mustBe = (
   });
 };
 
-function tokenIds(values: Float32Array, vocabulary: number, index: FileIndex): Int32Array {
-  const wrong = values.find((id) => !(id >= 0 && id < vocabulary));
-  if (wrong === undefined) return Int32Array.from(values);
-  throw new Q4Error('Q4506', 'the golden file uses a token that the model does not have', {
+/** A case of a deeper model would agree as far as this one goes. */
+function mustHaveNoMoreLayers(index: FileIndex, states: number): void {
+  const beyond = index.entries.find(
+    ({ name }) => Number(/^hidden_states\.([0-9]+)$/.exec(name)?.[1]) >= states,
+  );
+  if (!beyond) return;
+  throw new Q4Error('Q4506', `the golden file has '${beyond.name}', but the model has ${states - 1} layers`, {
     file: index.path,
-    expected: `ids from 0 to ${vocabulary - 1}`,
+    entry: beyond.name,
+    expected: `hidden_states.0 to hidden_states.${states - 1}`,
+    found: beyond.name,
+  });
+}
+
+function tokenIds(values: Float32Array, name: string, vocabulary: number, index: FileIndex): Int32Array {
+  const wrong = values.find((id) => !(Number.isInteger(id) && id >= 0 && id < vocabulary));
+  if (wrong === undefined) return Int32Array.from(values);
+  throw new Q4Error('Q4506', `'${name}' of the golden file holds a token that the model does not have`, {
+    file: index.path,
+    entry: name,
+    expected: `whole numbers from 0 to ${vocabulary - 1}`,
     found: String(wrong),
   });
 }
