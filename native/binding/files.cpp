@@ -181,6 +181,7 @@ void register_files(Napi::Env env, Napi::Object exports) {
   export_function(env, exports, "fileLoad", file_load);
   export_function(env, exports, "fileRead", file_read);
   register_file_writer(env, exports);
+  register_transcode(env, exports);
 }
 
 }  // namespace q4

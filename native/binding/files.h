@@ -21,6 +21,7 @@ struct HandleKind<WriterBox> {
 
 // Parts of files.cpp that stand in files of their own.
 void register_file_writer(Napi::Env env, Napi::Object exports);
+void register_transcode(Napi::Env env, Napi::Object exports);
 
 // { name, type, shape } and, when `placed`, { offset, bytes }
 FileEntry file_entry_from_js(const Napi::Value& value, bool placed);

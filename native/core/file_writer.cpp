@@ -204,6 +204,24 @@ void FileWriter::write_host(size_t index, FileType type, const void* data, int64
       options);
 }
 
+void FileWriter::write_piece(size_t index, int64_t offset, const void* data, int64_t bytes) {
+  const FileEntry& entry = layout_.entries.at(index);
+  if (fd_ < 0 || offset < 0 || bytes < 0 || offset > entry.bytes - bytes)
+    throw Error("Q4227", "a piece of a file entry lies outside it");
+  put(entry.offset + offset, data, bytes);
+}
+
+void FileWriter::end_entry(size_t index) {
+  begin_entry(index);
+  written_[index] = 1;
+}
+
+void FileWriter::flush_early() const {
+#if defined(SYNC_FILE_RANGE_WRITE)
+  if (fd_ >= 0) sync_file_range(fd_, 0, 0, SYNC_FILE_RANGE_WRITE);  // advice: commit() is what must not fail
+#endif
+}
+
 void FileWriter::read_back() const {
   const FileIndex index = layout_.format == FileFormat::dat ? index_dat(temporary_) : index_safetensors(temporary_);
   std::unordered_map<std::string_view, const FileEntry*> found;

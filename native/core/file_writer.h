@@ -35,6 +35,12 @@ class FileWriter {
                     const Options& options);
   // `elements` values of type `type` in host memory.
   void write_host(size_t entry, FileType type, const void* data, int64_t elements, const Options& options);
+  // A piece of an entry's payload as it will stand there, from any thread; the caller has checked its values. Whoever has
+  // written all of them says so once.
+  void write_piece(size_t entry, int64_t offset, const void* data, int64_t bytes);
+  void end_entry(size_t entry);
+  // Starts writing what the file system still holds in memory, without waiting: less to wait for in commit().
+  void flush_early() const;
 
   // Syncs, reads back (Q4241 when that differs from the layout), renames and syncs the directory. Returns the file's bytes.
   int64_t commit();
