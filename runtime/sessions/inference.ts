@@ -14,8 +14,8 @@ import { ProgramHost } from './host.js';
 import type { LoadedModel } from './model.js';
 import { withCosts, type ProfiledOp } from './profile.js';
 
-/** Longest piece of a prompt that is computed at once; bounds the arena. */
-export const PREFILL_TOKENS = 512;
+/** Longest piece of a prompt that is computed at once: bounds the arena, and fills the device. */
+const PREFILL_TOKENS: Readonly<Record<DeviceKind, number>> = { cpu: 512, cuda: 4096 };
 const PREFIX = 'infer/';
 
 export interface SessionOptions {
@@ -89,7 +89,7 @@ export function planInference(
   activation: Activation,
   options: SessionOptions,
 ): MemoryPlan {
-  const tokens = Math.min(PREFILL_TOKENS, options.capacity);
+  const tokens = Math.min(PREFILL_TOKENS[device], options.capacity);
   return planMemory([
     decoding(model, device, activation, options),
     prefillProgram(model, device, activation, { ...options, row: 0, tokens }),
@@ -98,6 +98,7 @@ export function planInference(
 
 export class InferenceSession {
   readonly #host: ProgramHost;
+  private readonly device: DeviceKind;
   /** Tokens whose keys and values each row's cache holds. */
   readonly #cached: number[][];
 
@@ -106,10 +107,11 @@ export class InferenceSession {
     private readonly model: LoadedModel,
     private readonly options: SessionOptions,
   ) {
+    this.device = engine.device.kind;
     this.#host = new ProgramHost(engine, model.store);
     this.#cached = Array.from({ length: options.rows }, () => []);
     const { layout, activation } = model;
-    const device = engine.device.kind;
+    const { device } = this;
     this.#decode = () => decoding(layout, device, activation, options);
     this.#prefill = (row, tokens) => prefillProgram(layout, device, activation, { ...options, row, tokens });
   }
@@ -173,7 +175,7 @@ export class InferenceSession {
     const { store } = this.model;
     while (cached.length < ids.length - 1) {
       const past = cached.length;
-      const piece = ids.slice(past, Math.min(past + PREFILL_TOKENS, ids.length - 1));
+      const piece = ids.slice(past, Math.min(past + PREFILL_TOKENS[this.device], ids.length - 1));
       const tokens = piece.length;
       const { run } = this.#host.get(`prefill ${row} ${tokens}`, () => this.#prefill(row, tokens));
       const prefix = `${PREFIX}${tokens}/`;
