@@ -51,6 +51,7 @@ for (const [precision, bounds, lossBound] of [
     );
     const { export_sha256: sha } = outputsOf<{ export_sha256: string }>(join(cwd, 'a'), 'save');
     const again = await q4run(cwd, 'golden.yaml', '--run-dir', join(cwd, 'b'));
+    assert.is(again.code, 0, again.err);
     assert.is(
       outputsOf<{ export_sha256: string }>(join(cwd, 'b'), 'save').export_sha256,
       sha,
