@@ -30,6 +30,7 @@ export interface FileAddon {
     onProgress?: Progress,
   ): Promise<void>;
   fileCommit(writer: Handle): Promise<number>;
+  fileTranscode(job: object, cancel: Handle, onProgress?: Progress): Promise<NativeTranscodeReport>;
 }
 
 export type Progress = (doneBytes: number, totalBytes: number) => void;
@@ -41,6 +42,24 @@ export interface NativeIndex {
   modifiedNs: bigint;
   entries: { name: string; type: string; shape: number[]; offset: number; bytes: number }[];
   metadata: [string, string][];
+}
+
+export interface NativeTranscodeReport {
+  bytes: number;
+  sourceBytes: number;
+  seconds: number;
+  commitSeconds: number;
+  quantised: {
+    action: number;
+    elements: number;
+    amax: number;
+    globalScale: number;
+    signal: number;
+    noise: number;
+    zeroCodes: number;
+    saturated: number;
+    floorBlocks: number;
+  }[];
 }
 
 export const fileAddon = (): FileAddon => addon() as unknown as FileAddon;

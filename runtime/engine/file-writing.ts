@@ -16,7 +16,7 @@ async function sha256(path: string): Promise<string> {
   return hash.digest('hex');
 }
 
-async function makeDirectory(path: string): Promise<void> {
+export async function makeDirectory(path: string): Promise<void> {
   try {
     await mkdir(dirname(path), { recursive: true });
   } catch (cause) {

@@ -1,6 +1,7 @@
 /** Tensor files: `.dat` and safetensors, indexed, loaded and written by native code. See types.ts for the contract. */
 import { Q4Error } from '../errors.js';
 import { fileAddon, fileCall, longFileCall, storeHandle, type NativeIndex } from './file-calls.js';
+import { transcode } from './file-transcoding.js';
 import { writeTensorFile } from './file-writing.js';
 import type {
   FileEntry,
@@ -84,4 +85,5 @@ export const nativeFiles: TensorFiles = {
   writeDat: (store, path, items, options = {}) => writeTensorFile('dat', store, path, items, options),
   writeSafetensors: (store, path, items, options = {}) =>
     writeTensorFile('safetensors', store, path, items, options),
+  transcode,
 };

@@ -192,6 +192,74 @@ export interface SafetensorsOptions extends WriteOptions {
   readonly metadata?: Readonly<Record<string, string>>;
 }
 
+/** An entry of an indexed file. */
+export interface EntryOf {
+  readonly index: FileIndex;
+  readonly entry: FileEntry;
+}
+
+/** Values of a tensor in files: plain, or the parts of an NVFP4 matrix (each part may stand in a file of its own). */
+export type ValueSource =
+  | { readonly plain: EntryOf }
+  | { readonly codes: EntryOf; readonly scales: EntryOf; readonly globalScale: number };
+
+/** How block scales are found when quantising: native/core/weight_kernels.h has the formulas. */
+export type ScaleSearch = 'amax' | 'four_over_six' | 'mse';
+
+/** One tensor of a file that is made from others. */
+export type TranscodeItem = {
+  readonly name: string;
+  readonly shape: readonly number[];
+} & (
+  | { readonly kind: 'data'; readonly type: FileType; readonly data: NumericArray }
+  /** The bytes as they stand, checked as this part. */
+  | { readonly kind: 'copy'; readonly type: FileType; readonly source: EntryOf; readonly part: TensorPart }
+  /** The values, rounded to nearest even. */
+  | { readonly kind: 'convert'; readonly type: FileType; readonly source: ValueSource }
+  /** Becomes NAME.qdata, NAME.scale and, unless it is single-level, NAME.global_scale. `shape` is [out, in]. */
+  | {
+      readonly kind: 'quantise';
+      readonly source: ValueSource;
+      readonly scales: ScaleSearch;
+      readonly twoLevel: boolean;
+      /** Items of one group stand side by side and share a global scale. */
+      readonly group: string;
+    }
+);
+
+/** What quantising did to a tensor. */
+export interface Quantised {
+  readonly name: string;
+  readonly elements: number;
+  /** Largest magnitude of the group. */
+  readonly amax: number;
+  readonly globalScale: number;
+  /** Σ x² and Σ (x − decoded)². */
+  readonly signal: number;
+  readonly noise: number;
+  /** Codes of magnitude 0; values beyond the largest code; blocks whose scale is at or below the least E4M3 number. */
+  readonly zeroCodes: number;
+  readonly saturated: number;
+  readonly floorBlocks: number;
+}
+
+export interface TranscodeResult {
+  readonly bytes: number;
+  readonly sourceBytes: number;
+  readonly seconds: number;
+  /** Of them: syncing the disk, reading back, renaming. */
+  readonly commitSeconds: number;
+  /** In the order of the items. */
+  readonly quantised: readonly Quantised[];
+}
+
+export interface TranscodeOptions {
+  readonly onProgress?: (doneBytes: number, totalBytes: number) => void;
+  readonly signal?: AbortSignal;
+  /** Of a safetensors file. */
+  readonly metadata?: Readonly<Record<string, string>>;
+}
+
 /** Tensor files: checked before memory is taken, streamed to and from the device, never through JavaScript. */
 export interface TensorFiles {
   indexDat(path: string): Promise<FileIndex>;
@@ -225,6 +293,16 @@ export interface TensorFiles {
     items: readonly WriteItem[],
     options?: SafetensorsOptions,
   ): Promise<WriteResult>;
+  /**
+   * Writes a file from entries of others, in pieces and on all cores, never through a device: memory does not grow with
+   * the model. Put in place like the files above. Q4219/Q4220 for a value, Q4226 for one that the new type cannot hold.
+   */
+  transcode(
+    path: string,
+    format: 'dat' | 'safetensors',
+    items: readonly TranscodeItem[],
+    options?: TranscodeOptions,
+  ): Promise<TranscodeResult>;
 }
 
 export interface EngineOptions {
