@@ -9,7 +9,7 @@ namespace gpu {
 
 namespace {
 
-// Q4_CUDA_TARGETS is CMake's list, e.g. "80;89;90a;100a;120f".
+// Q4_CUDA_TARGETS: what this build was compiled for, e.g. "80 89 90a 100a 120f".
 struct Target {
   int capability;
   char suffix;  // 0: runs on later minor versions too; 'a': this one alone; 'f': later ones of the family
