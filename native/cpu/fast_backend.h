@@ -6,6 +6,7 @@
 #include "cpu/gemm.h"
 #include "cpu/kernels.h"
 #include "cpu/reference/reference_backend.h"
+#include "cpu/rope_angles.h"
 #include "cpu/thread_pool.h"
 #include "cpu/workspace.h"
 
@@ -59,12 +60,12 @@ class FastBackend final : public ReferenceBackend {
   void cast(const Tensor& x, const Tensor& y) override;
   void random_normal(uint64_t seed, int64_t stream, float std, const Tensor& y) override;
 
+  void sample(const Tensor& logits, const Tensor& sampling, const Tensor& rng, const Tensor& past, const Tensor& seen,
+              const Tensor& ids, const Tensor& scratch) override;
+
  private:
-  // Angles of every row of positions: cos then sin, [N, D/2] each, in rope_.
-  struct Angles {
-    const float *cos, *sin;
-  };
-  Angles rope_angles(const Tensor& positions, int64_t head_dim, double theta);
+  // The token of one row of logits (its NaNs replaced), for a uniform draw u.
+  int32_t sample_row(const float* logit, int64_t vocabulary, const float* sampling, float u);
   // dweight (+)= Σ_n dy[n]·x[n]·rstd[n] over rows of `width`, in order.
   void norm_weight_gradients(const float* dy, const float* x, const float* rstd, int64_t rows, int64_t width,
                              bool accumulate, float* dweight);
@@ -73,7 +74,7 @@ class FastBackend final : public ReferenceBackend {
   ThreadPool pool_;
   Gemm gemm_;
   Workspace shared_;  // of the calling thread
-  Workspace rope_;
+  RopeTable rope_;
   std::vector<Workspace> per_thread_;
 };
 

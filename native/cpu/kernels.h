@@ -68,7 +68,8 @@ struct Kernels {
   float (*row_max)(const float* x, int64_t n);
   // y = exp(x·scale − shift); returns Σ y. y may be x.
   double (*exp_row)(const float* x, int64_t n, float scale, float shift, float* y);
-  double (*exp_sum)(const float* x, int64_t n, float shift);
+  // Σ exp((x − shift)·scale).
+  double (*exp_sum)(const float* x, int64_t n, float shift, float scale);
   // x = p·(dp − delta)·scale where p = exp(x − lse): the scores' gradient in place, and p kept in `probability`.
   void (*softmax_gradient)(float* x, const float* dp, int64_t n, float lse, float delta, float scale,
                            float* probability);

@@ -30,7 +30,7 @@ void FastBackend::linear_cross_entropy(const Tensor& x, const Tensor& weight, co
       }
       const float largest = kernels_.row_max(logit, vocabulary), own = logit[label];
       if (!gradient) {
-        row_loss[static_cast<size_t>(n)] = std::log(kernels_.exp_sum(logit, vocabulary, largest)) + largest - own;
+        row_loss[static_cast<size_t>(n)] = std::log(kernels_.exp_sum(logit, vocabulary, largest, 1.0f)) + largest - own;
         return;
       }
       const double total = kernels_.exp_row(logit, vocabulary, 1.0f, largest, logit);

@@ -3,7 +3,6 @@
 #include <cstring>
 
 #include "cpu/fast_backend.h"
-#include "cpu/rope_angles.h"
 
 namespace q4 {
 namespace {
@@ -63,35 +62,21 @@ void FastBackend::rms_norm_backward(const Tensor& dy, const Tensor& x, const Ten
   });
 }
 
-FastBackend::Angles FastBackend::rope_angles(const Tensor& positions, int64_t head_dim, double theta) {
-  const int64_t rows = positions.elements(), half = head_dim / 2;
-  const std::vector<float> frequency = rope_frequencies(head_dim, theta);
-  float* cos = rope_.floats(2 * rows * half);
-  float* sin = cos + rows * half;
-  pool_.run_ranges(rows, 16, [&](int64_t begin, int64_t end, int) {
-    for (int64_t n = begin; n < end; ++n)
-      for (int64_t i = 0; i < half; ++i) {
-        const RopeAngle angle = rope_angle(positions.i32()[n], frequency[static_cast<size_t>(i)]);
-        cos[n * half + i] = angle.cos;
-        sin[n * half + i] = angle.sin;
-      }
-  });
-  return {cos, sin};
-}
-
 void FastBackend::head_norm_rope(const Tensor& x, const Tensor& weight, const Tensor& positions, int64_t head_dim,
                                  float eps, double theta, const Tensor& y, const Tensor& rstd) {
   const float* in = f32_activation(x, "head_norm_rope");
   const int64_t width = x.cols(), heads = width / head_dim, half = head_dim / 2;
-  const Angles angles = rope_angles(positions, head_dim, theta);
+  rope_.prepare(positions.i32(), positions.elements(), head_dim, theta);
   pool_.run_ranges(x.rows(), rows_per_task(width), [&](int64_t begin, int64_t end, int) {
-    for (int64_t n = begin; n < end; ++n)
+    for (int64_t n = begin; n < end; ++n) {
+      const float* angles = rope_.row(positions.i32()[n]);
       for (int64_t h = 0; h < heads; ++h) {
         float* out = y.f32() + n * width + h * head_dim;
         rstd.f32()[n * heads + h] =
             kernels_.norm_row(in + n * width + h * head_dim, nullptr, weight.f32(), head_dim, eps, nullptr, out);
-        kernels_.rotate(out, angles.cos + n * half, angles.sin + n * half, head_dim, false, out);
+        kernels_.rotate(out, angles, angles + half, head_dim, false, out);
       }
+    }
   });
 }
 
@@ -100,15 +85,15 @@ void FastBackend::head_norm_rope_backward(const Tensor& dy, const Tensor& x, con
                                           const Tensor& dx, const Tensor& dweight, const Tensor&) {
   const float* g = f32_activation(dy, "head_norm_rope_backward");
   const int64_t width = x.cols(), heads = width / head_dim, half = head_dim / 2, rows = x.rows();
-  const Angles angles = rope_angles(positions, head_dim, theta);
+  rope_.prepare(positions.i32(), positions.elements(), head_dim, theta);
   // dx first holds the gradient before the rotation.
   float* out = dx.f32();
   pool_.run_ranges(rows, rows_per_task(width), [&](int64_t begin, int64_t end, int) {
-    for (int64_t n = begin; n < end; ++n)
-      for (int64_t h = 0; h < heads; ++h) {
-        const int64_t at = n * width + h * head_dim;
-        kernels_.rotate(g + at, angles.cos + n * half, angles.sin + n * half, head_dim, true, out + at);
-      }
+    for (int64_t n = begin; n < end; ++n) {
+      const float* angles = rope_.row(positions.i32()[n]);
+      for (int64_t at = n * width; at < (n + 1) * width; at += head_dim)
+        kernels_.rotate(g + at, angles, angles + half, head_dim, true, out + at);
+    }
   });
   if (dweight) norm_weight_gradients(out, x.f32(), rstd.f32(), rows * heads, head_dim, accumulate, dweight.f32());
   pool_.run_ranges(rows, rows_per_task(width), [&](int64_t begin, int64_t end, int) {

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
+#include <cstring>
 
 #include "core/nvfp4.h"
 #include "cpu/fast_backend.h"

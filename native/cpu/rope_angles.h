@@ -24,4 +24,48 @@ inline RopeAngle rope_angle(int32_t position, float frequency) {
   return {static_cast<float>(std::cos(angle)), static_cast<float>(std::sin(angle))};
 }
 
+// Cosines and sines of every position met so far, kept: models ask for the same ones in each layer and step.
+class RopeTable {
+ public:
+  // Makes sure of all positions; call before rows are read.
+  void prepare(const int32_t* positions, int64_t count, int64_t head_dim, double theta) {
+    if (head_dim != head_dim_ || theta != theta_) {
+      head_dim_ = head_dim, theta_ = theta;
+      frequency_ = rope_frequencies(head_dim, theta);
+      low_.clear(), high_.clear();
+    }
+    int64_t least = 0, most = -1;
+    for (int64_t i = 0; i < count; ++i) {
+      least = positions[i] < least ? positions[i] : least;
+      most = positions[i] > most ? positions[i] : most;
+    }
+    // Positions below 0 count up downwards in a table of their own.
+    extend(high_, most + 1, 1);
+    extend(low_, -least, -1);
+  }
+  // D/2 cosines, then D/2 sines.
+  const float* row(int32_t position) const {
+    return position >= 0 ? high_.data() + int64_t{position} * head_dim_
+                         : low_.data() + (-1 - int64_t{position}) * head_dim_;
+  }
+
+ private:
+  void extend(std::vector<float>& table, int64_t rows, int32_t direction) {
+    const int64_t half = head_dim_ / 2;
+    for (int64_t n = static_cast<int64_t>(table.size()) / head_dim_; n < rows; ++n) {
+      table.resize(static_cast<size_t>((n + 1) * head_dim_));
+      for (int64_t i = 0; i < half; ++i) {
+        const auto position = static_cast<int32_t>(direction > 0 ? n : -1 - n);
+        const RopeAngle angle = rope_angle(position, frequency_[static_cast<size_t>(i)]);
+        table[static_cast<size_t>(n * head_dim_ + i)] = angle.cos;
+        table[static_cast<size_t>(n * head_dim_ + half + i)] = angle.sin;
+      }
+    }
+  }
+
+  int64_t head_dim_ = 1;
+  double theta_ = 0;
+  std::vector<float> frequency_, low_, high_;
+};
+
 }  // namespace q4

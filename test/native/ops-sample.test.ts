@@ -93,6 +93,23 @@ for (const device of devices) {
     }
   });
 
+  test(`${device.name}: nearly flat logits, where thousands of tokens survive`, async () => {
+    const vocabulary = 3000;
+    for (const [which, options] of [
+      PLAIN,
+      { ...PLAIN, topP: 0.95 },
+      { ...PLAIN, minP: 0.5 },
+      { ...PLAIN, topK: 700, topP: 0.9, temperature: 2 },
+    ].entries()) {
+      const logits = normals(4 * vocabulary, 20 + which, 0.2);
+      const { ids } = await sample(device, logits, 4, options, [5, 6, 7, 8]);
+      for (let b = 0; b < 4; b++) {
+        const row = [...logits.subarray(b * vocabulary, (b + 1) * vocabulary)];
+        assert.is(ids[b], pick(candidates(row, options), uniform(b, 5 + b)), `mix ${which}, row ${b}`);
+      }
+    }
+  });
+
   test(`${device.name}: corners always leave one token`, async () => {
     const logits = normals(500, 3, 3);
     const best = logits.indexOf(Math.max(...logits));

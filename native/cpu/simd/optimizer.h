@@ -32,13 +32,10 @@ typename V::F larger_magnitude(typename V::F largest, typename V::F x) {
   const typename V::F a = magnitude<V>(x);
   return V::select(V::either(V::unordered(a), V::less(largest, a)), a, largest);
 }
+// Of magnitudes; a NaN wins. Their bits order as integers, NaN above infinity, so an integer maximum does it.
 template <typename V>
 float largest_lane(typename V::F x) {
-  float lane[V::width];
-  V::store(lane, x);
-  float largest = 0;
-  for (int i = 0; i < V::width; ++i) largest = lane[i] > largest || lane[i] != lane[i] ? lane[i] : largest;
-  return largest;
+  return __builtin_bit_cast(float, V::largest_int(V::bits(x)));
 }
 
 template <typename V>
@@ -178,19 +175,19 @@ int64_t quantize(DType dtype, const void* x, int64_t n, float global, uint8_t* c
       const uint8_t bits = scale_bits(__builtin_bit_cast(float, positive), positive);
       scales[block] = bits;
       const float step = kE4m3Values[bits] * global;
-      alignas(64) uint32_t code[16];
-      for (int i = 0; i < vectors; ++i) {
-        typename V::I lane = e2m1_codes<V>(V::div(value[i], V::set(step)));
-        if (step == 0.0f) lane = V::set_int(0);
-        V::store_int(code + i * V::width, lane);
-      }
+      typename V::I code[vectors];
+      for (int i = 0; i < vectors; ++i)
+        code[i] = step == 0.0f ? V::set_int(0) : e2m1_codes<V>(V::div(value[i], V::set(step)));
+      const uint64_t packed = V::pack_nibbles(code);
       uint8_t* out = codes + block * (kBlock / 2);
-      for (int i = 0; i < 8; ++i) {
-        const uint32_t pair = code[2 * i] | code[2 * i + 1] << 4, before = out[i];
-        changed += ((pair ^ before) & 15u) != 0;
-        changed += ((pair ^ before) & 0xf0u) != 0;
-        out[i] = static_cast<uint8_t>(pair);
-      }
+      uint64_t before;
+      __builtin_memcpy(&before, out, 8);
+      __builtin_memcpy(out, &packed, 8);
+      // One bit for every nibble that differs.
+      uint64_t different = packed ^ before;
+      different |= different >> 2;
+      different |= different >> 1;
+      changed += __builtin_popcountll(different & 0x1111111111111111u);
     }
     return changed;
   });

@@ -143,20 +143,21 @@ double exp_row(const float* x, int64_t n, float scale, float shift, float* y) {
 }
 
 template <typename V>
-double exp_sum(const float* x, int64_t n, float shift) {
+double exp_sum(const float* x, int64_t n, float shift, float scale) {
   using F = typename V::F;
-  const F offset = V::set(shift), lowest = V::set(-__builtin_inff());
+  const F offset = V::set(shift), factor = V::set(scale), lowest = V::set(-__builtin_inff());
+  const auto term = [&](F value) { return exp<V>(V::mul(V::sub(value, offset), factor)); };
   double total = 0;
   for (int64_t begin = 0; begin < n; begin += 64 * V::width) {
     const int64_t count = n - begin < 64 * V::width ? n - begin : 64 * V::width;
     F sum = V::zero();
     int64_t i = 0;
-    for (; i + V::width <= count; i += V::width) sum = V::add(sum, exp<V>(V::sub(V::load(x + begin + i), offset)));
+    for (; i + V::width <= count; i += V::width) sum = V::add(sum, term(V::load(x + begin + i)));
     if (i < count) {
       float rest[V::width];
       V::store(rest, lowest);
       for (int64_t j = 0; i + j < count; ++j) rest[j] = x[begin + i + j];
-      sum = V::add(sum, exp<V>(V::sub(V::load(rest), offset)));
+      sum = V::add(sum, term(V::load(rest)));
     }
     total += V::sum_double(sum);
   }

@@ -136,6 +136,19 @@ struct Avx2 {
     std::memcpy(&word, p, 4);
     return _mm256_srlv_epi32(_mm256_set1_epi32(word), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
   }
+  // Sixteen codes, in lanes → 8 bytes, the first in the low nibble.
+  static uint64_t pack_nibbles(const I* codes) {
+    const __m128i low = _mm_packs_epi32(_mm256_castsi256_si128(codes[0]), _mm256_extracti128_si256(codes[0], 1));
+    const __m128i high = _mm_packs_epi32(_mm256_castsi256_si128(codes[1]), _mm256_extracti128_si256(codes[1], 1));
+    const __m128i bytes = _mm_packus_epi16(low, high);
+    const __m128i pairs = _mm_and_si128(_mm_or_si128(bytes, _mm_srli_epi16(bytes, 4)), _mm_set1_epi16(0xff));
+    return static_cast<uint64_t>(_mm_cvtsi128_si64(_mm_packus_epi16(pairs, pairs)));
+  }
+  static int32_t largest_int(I x) {
+    __m128i half = _mm_max_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
+  }
   // Lane i takes the 32-bit word at base + i·stride.
   static I gather_words(const uint8_t* base, int64_t stride) {
     return _mm256_i32gather_epi32(reinterpret_cast<const int*>(base),

@@ -116,6 +116,13 @@ struct Avx512 {
     const I shift = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
     return _mm512_srlv_epi32(_mm512_permutexvar_epi32(which, words), shift);
   }
+  // Sixteen codes, in lanes → 8 bytes, the first in the low nibble.
+  static uint64_t pack_nibbles(const I* codes) {
+    const __m128i bytes = _mm512_cvtepi32_epi8(codes[0]);
+    const __m128i pairs = _mm_and_si128(_mm_or_si128(bytes, _mm_srli_epi16(bytes, 4)), _mm_set1_epi16(0xff));
+    return static_cast<uint64_t>(_mm_cvtsi128_si64(_mm_packus_epi16(pairs, pairs)));
+  }
+  static int32_t largest_int(I x) { return _mm512_reduce_max_epi32(x); }
   // Lane i takes the 32-bit word at base + i·stride.
   static I gather_words(const uint8_t* base, int64_t stride) {
     return _mm512_i32gather_epi32(_mm512_mullo_epi32(lanes(), set_int(static_cast<int32_t>(stride))), base, 1);

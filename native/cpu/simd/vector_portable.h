@@ -133,6 +133,20 @@ struct Portable {
   }
   // Lane i takes nibble i of the 2 bytes at p, in its low 4 bits.
   static I nibbles(const uint8_t* p) { return I{p[0], p[0] >> 4, p[1], p[1] >> 4}; }
+  // Sixteen codes, in lanes → 8 bytes, the first in the low nibble.
+  static uint64_t pack_nibbles(const I* codes) {
+    uint8_t bytes[8];
+    for (int i = 0; i < 8; ++i)
+      bytes[i] = static_cast<uint8_t>(codes[i / 2][i % 2 * 2] | codes[i / 2][i % 2 * 2 + 1] << 4);
+    uint64_t packed;
+    std::memcpy(&packed, bytes, 8);
+    return packed;
+  }
+  static int32_t largest_int(I x) {
+    int32_t largest = x[0];
+    for (int i = 1; i < width; ++i) largest = x[i] > largest ? x[i] : largest;
+    return largest;
+  }
   // Lane i takes the 32-bit word at base + i·stride.
   static I gather_words(const uint8_t* base, int64_t stride) {
     I x{};
