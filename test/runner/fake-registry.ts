@@ -72,7 +72,7 @@ function stage(
     plan: () =>
       Promise.resolve({
         summary: `${uses} of nothing`,
-        bytes,
+        bytes: fault === 'weightless' ? {} : bytes,
         transientBytes: fault === 'huge' && uses === 'train' ? { activations: 1e18 } : {},
         values: Object.fromEntries(gives.map((kind) => [kind, `planned ${kind}`])),
       }),
@@ -130,6 +130,10 @@ async function train(params: Parameters, inputs: StageValues, ctx: StageContext)
     if (stepMs > 0) await sleep(stepMs);
   }
   await save();
+  if (fault === 'diverge') {
+    const failure = new Q4Error('Q4801', 'the loss is not finite');
+    return { values: { model: trained, metrics: {} }, outputs: { steps, losses: [...losses, NaN] }, failure };
+  }
   return { values: { model: trained, metrics: {} }, outputs: { steps, losses, weight: trained.weight } };
 }
 

@@ -6,6 +6,7 @@ import * as assert from 'uvu/assert';
 
 import { Validator } from '../../runtime/runner/config/validator.js';
 import type { RunEvent } from '../../runtime/runner/events/event.js';
+import { availableMemory } from '../../runtime/runner/machine.js';
 import { EXAMPLE, EXAMPLE_FILES, folder, q4run } from './fixture.js';
 
 const setUp = () => folder(EXAMPLE_FILES);
@@ -132,6 +133,7 @@ const ENDS: readonly [name: string, fault: string, code: number, status: string,
   ['a gate that says no', 'gate', 6, 'gate', 'Q4601'],
   ['a native crash', 'segfault', 7, 'crashed', 'Q4702'],
   ['a mistake of ours', 'throw', 1, 'bug', 'Q4900'],
+  ['divergence', 'diverge', 9, 'diverged', 'Q4801'],
   ['a plan that does not fit', 'huge', 4, 'refused', 'Q4401'],
 ];
 for (const [name, fault, code, status, error] of ENDS) {
@@ -237,7 +239,8 @@ test('plan, --dry-run, graph, preview, why and doctor leave nothing behind', asy
   const plan = await q4run(home, ['plan', 'p.yaml']);
   assert.is(plan.code, 0);
   assert.match(plan.out, /masters\s+2\.0 KiB/);
-  assert.is((await q4run(home, ['p.yaml', '--dry-run'])).out, plan.out);
+  const steady = (text: string) => text.replace(/\S+ \S+ free/, '');
+  assert.is(steady((await q4run(home, ['p.yaml', '--dry-run'])).out), steady(plan.out));
   assert.match((await q4run(home, ['graph', 'p.yaml'])).out, /# train: step\nsteps 12/);
   assert.match(
     (await q4run(home, ['preview', 'p.yaml', '--samples', '5'])).out,
@@ -273,6 +276,23 @@ test('check and config', async () => {
   assert.match(config.out, /^ {6}steps: 3 +# --set train\.steps=3$/m);
   assert.match(config.out, /^ {6}batch_size: 8 +# p\.yaml:18:19$/m);
   assert.match(config.out, /^ {6}seq_len: 128 +# default$/m);
+});
+
+test('exit 8: the memory guard asks for a checkpoint', async () => {
+  const home = setUp();
+  // A reserve that the machine does not have, but has more than a quarter of.
+  const reserve = Math.ceil((availableMemory() / 1024 / 1024) * 1.6);
+  process.env['FAKE_STEP_MS'] = '50';
+  const flags = ['--set', 'train.steps=400', '--set', `runtime.host_reserve_mib=${reserve}`];
+  const { code, err } = await withFault('weightless', () => q4run(home, ['p.yaml', ...flags]));
+  delete process.env['FAKE_STEP_MS'];
+  assert.is(code, 8, err);
+  assert.match(err, /of memory is left: saving a checkpoint and stopping/);
+  assert.match(err, /error\[Q4703\]: stopped by the memory guard: .*: saved at step \d+/);
+  assert.is(report(newest(home)).status, 'memory');
+  // Another reserve is no other run.
+  assert.is((await q4run(home, ['p.yaml', '--set', 'train.steps=400'])).code, 0);
+  assert.is(runs(home).length, 1);
 });
 
 test('values are disposed once each', async () => {

@@ -2,7 +2,7 @@
 import { createHash } from 'node:crypto';
 import { basename, resolve } from 'node:path';
 
-import { Q4Error, Q4Errors } from '../../errors.js';
+import { Q4Errors, type Q4Error } from '../../errors.js';
 import { composePipeline } from './compose.js';
 import { checkStages, roughStages, runOrder } from './order.js';
 import { applyOverrides, environmentOverrides, parseSet } from './overrides.js';

@@ -143,9 +143,9 @@ function paritySection(stage: StageState): string {
     ? '<span class="badge good">passed</span>'
     : '<span class="badge bad">refused</span>';
   const where =
-    divergence == null
+    divergence === null || divergence === undefined
       ? '<p class="soft">No layer is over its bound.</p>'
-      : `<p>First divergence: <b>${escape(divergence['layer'])}</b>${divergence['op'] == null ? '' : `, op ${escape(divergence['op'])}`}, relative L2 ${escape(divergence['rel_l2'])}</p>`;
+      : `<p>First divergence: <b>${escape(divergence['layer'])}</b>${typeof divergence['op'] !== 'string' ? '' : `, op ${escape(divergence['op'])}`}, relative L2 ${escape(divergence['rel_l2'])}</p>`;
   const logits = Object.entries((outputs['logits'] ?? {}) as Readonly<Record<string, Json>>);
   const rows = logits
     .map(([name, value]) => {

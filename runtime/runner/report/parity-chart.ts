@@ -17,8 +17,10 @@ const FLOOR = 1e-9;
 export function parityChart(layers: readonly LayerError[], threshold: number | null): string {
   if (layers.length === 0) return '';
   const values = layers.map(({ rel_l2 }) => rel_l2).filter((value) => Number.isFinite(value) && value > 0);
-  const lowest = Math.max(FLOOR, Math.min(...values, threshold ?? Infinity) / 10);
-  const highest = Math.max(...values, threshold ?? 0, lowest * 10) * 3;
+  // With nothing over zero and no bound there is still an axis.
+  const marks = [...values, ...(threshold !== null && threshold > 0 ? [threshold] : [])];
+  const lowest = Math.max(FLOOR, Math.min(...marks, ...(marks.length === 0 ? [FLOOR] : [])) / 10);
+  const highest = Math.max(...marks, lowest * 10) * 3;
   const [e0, e1] = [Math.floor(Math.log10(lowest)), Math.ceil(Math.log10(highest))];
   const px = (value: number): number => {
     const exponent = Math.log10(Math.max(value, 10 ** e0));

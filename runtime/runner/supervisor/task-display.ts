@@ -127,7 +127,7 @@ export class TaskDisplay implements Display {
   private redraw(): void {
     const running = this.state.stages.find(({ status }) => status === 'running');
     const row = this.rows.get(running?.id ?? PREPARE);
-    if (row?.task == null) return;
+    if (row === undefined || row.task === null) return;
     const lines = [...(running === undefined ? [] : this.linesOf(running)), ...this.notes.slice(-2)];
     if (lines.length > 0) row.task.output = lines.join('\n');
   }
