@@ -343,6 +343,26 @@ export const ERROR_CODES = {
     'weight does not match the config',
     'The element type or shape of an entry is not what the config asks for. Most often the config.json belongs to another model.',
   ),
+  Q4284: entry(
+    4,
+    'shard index contradicts its shards',
+    'model.safetensors.index.json names a file outside its directory, or a shard does not hold exactly the tensors that the index says. Download the files again; every shard and the index must come from the same checkpoint.',
+  ),
+  Q4285: entry(
+    4,
+    'quantised checkpoint of another kind',
+    'The checkpoint is quantised in a form that q4run does not read. It takes NVFP4 of ModelOpt (quant_algo NVFP4 or W4A16_NVFP4) and of compressed-tensors (format nvfp4-pack-quantized), with blocks of 16; anything else must be imported from its unquantised original.',
+  ),
+  Q4286: entry(
+    4,
+    'global scale in the wrong direction',
+    'ModelOpt stores the global scale of a matrix as a multiplier (far below 1), compressed-tensors as a divisor (far above 1). This one has the magnitude of the other: the file was converted without taking the reciprocal, or its tensors carry the names of the other format.',
+  ),
+  Q4287: entry(
+    4,
+    'no checkpoint here',
+    'import-weights looks for config.json and model.safetensors, or model.safetensors.index.json with its shards, in a directory; it also takes a .safetensors or .dat file with a config.json beside it.',
+  ),
   Q4301: entry(
     4,
     'no chat template',
@@ -474,6 +494,11 @@ export const ERROR_CODES = {
     4,
     'unusable golden file',
     'A golden file must hold input_ids int64 [B,T], logits f32 [B,T,V] and hidden_states.0 … hidden_states.L f32 [B,T,H] of this model; see formats in doc/. The message names what is missing or does not fit.',
+  ),
+  Q4507: entry(
+    5,
+    'cannot be written like this',
+    'The format that was asked for cannot hold this model as it is, or a name pattern matches nothing. The message says what stands in the way and which setting changes it.',
   ),
   Q4510: entry(
     1,
