@@ -56,7 +56,8 @@ export class Q4Errors extends Error {
   }
 }
 
-const isCode = (code: unknown): code is ErrorCode => typeof code === 'string' && Object.hasOwn(ERROR_CODES, code);
+const isCode = (code: unknown): code is ErrorCode =>
+  typeof code === 'string' && Object.hasOwn(ERROR_CODES, code);
 
 /** Turns whatever was thrown into a Q4Error; native errors carry `code` and `hint`, anything unknown is a bug (Q4900). */
 export function toQ4Error(thrown: unknown): Q4Error {

@@ -9,7 +9,11 @@ export type DType = 'f32' | 'bf16' | 'f16' | 'i32' | 'u8' | 'nvfp4';
 /** Where a tensor lives: at a planned offset of the program's arena, or in a named tensor of the store. */
 export type Storage =
   | { readonly kind: 'arena'; readonly offset: number }
-  | { readonly kind: 'store'; readonly name: string; /** into the named tensor */ readonly byteOffset?: number };
+  | {
+      readonly kind: 'store';
+      readonly name: string;
+      /** into the named tensor */ readonly byteOffset?: number;
+    };
 
 export interface ProgramTensor {
   readonly name: string;

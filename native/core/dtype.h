@@ -18,11 +18,15 @@ enum class DType : uint8_t {
 constexpr int64_t element_bytes(DType dtype) {
   switch (dtype) {
     case DType::f32:
-    case DType::i32: return 4;
+    case DType::i32:
+      return 4;
     case DType::bf16:
-    case DType::f16: return 2;
-    case DType::u8: return 1;
-    case DType::nvfp4: return 0;
+    case DType::f16:
+      return 2;
+    case DType::u8:
+      return 1;
+    case DType::nvfp4:
+      return 0;
   }
   return 0;
 }

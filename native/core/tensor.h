@@ -30,7 +30,9 @@ struct Tensor {
   int64_t rows() const { return dims[0]; }
   int64_t cols() const { return rank < 2 ? 1 : dims[1] * dims[2] * dims[3]; }
   template <typename T>
-  T* as() const { return static_cast<T*>(data); }
+  T* as() const {
+    return static_cast<T*>(data);
+  }
   float* f32() const { return as<float>(); }
   int32_t* i32() const { return as<int32_t>(); }
 };
