@@ -14,12 +14,15 @@ export interface LineChart {
   readonly title: string;
   readonly series: readonly Series[];
   readonly xName: string;
-  /** Powers of ten on the y axis. */
-  readonly logarithmic?: boolean;
+  /** Powers of ten on the y axis; `auto` when the values span more than a factor of 30. */
+  readonly logarithmic?: boolean | 'auto';
+  /** As wide as the page: drawn larger, so that its letters are not. */
+  readonly wide?: boolean;
 }
 
-const WIDTH = 640;
-const HEIGHT = 220;
+const NARROW = { width: 640, height: 220 };
+const WIDE = { width: 1300, height: 300 };
+const AUTO_SPAN = 30;
 const LEFT = 64;
 const RIGHT = 12;
 const TOP = 12;
@@ -38,6 +41,23 @@ export function ticks(low: number, high: number, count: number): number[] {
   return found;
 }
 
+/** Decades, with 2 and 5 between them when there are few. */
+export function logTicks(low: number, high: number): number[] {
+  const decades = Array.from(
+    { length: Math.ceil(high) - Math.floor(low) + 1 },
+    (_, i) => Math.floor(low) + i,
+  );
+  const inside = (value: number): boolean =>
+    Math.log10(value) >= low - 1e-9 && Math.log10(value) <= high + 1e-9;
+  const values = (steps: readonly number[]): number[] =>
+    decades.flatMap((exponent) => steps.map((step) => Number(`${step}e${exponent}`))).filter(inside);
+  const fine = values([1, 2, 5]);
+  if (fine.length <= 6) return fine;
+  const coarse = values([1]);
+  const every = Math.ceil(coarse.length / 6);
+  return coarse.filter((_, i) => i % every === 0);
+}
+
 /** Keeps the lowest and highest of each bucket, so that no spike is lost. */
 export function thin(points: Series['points'], most = MOST_POINTS): Series['points'] {
   if (points.length <= most) return points;
@@ -54,48 +74,47 @@ export function thin(points: Series['points'], most = MOST_POINTS): Series['poin
 
 /** An empty text when there is nothing to draw. */
 export function lineChart(chart: LineChart): string {
-  const usable = (y: number): boolean => Number.isFinite(y) && (chart.logarithmic !== true || y > 0);
+  const finite = chart.series.flatMap(({ points }) => points.map(([, y]) => y).filter(Number.isFinite));
+  const spread = Math.min(...finite) > 0 && Math.max(...finite) / Math.min(...finite) > AUTO_SPAN;
+  const logarithmic = chart.logarithmic === 'auto' ? spread : chart.logarithmic === true;
+  const { width, height } = chart.wide === true ? WIDE : NARROW;
+  const usable = (y: number): boolean => Number.isFinite(y) && (!logarithmic || y > 0);
   const series = chart.series.map((one) => ({
     ...one,
     points: thin(one.points.filter(([, y]) => usable(y))),
   }));
   const all = series.flatMap(({ points }) => points);
   if (all.length < 2) return '';
-  const toY = (y: number): number => (chart.logarithmic === true ? Math.log10(y) : y);
+  const toY = (y: number): number => (logarithmic ? Math.log10(y) : y);
   const xs = all.map(([x]) => x);
   const ys = all.map(([, y]) => toY(y));
   const [x0, x1] = [Math.min(...xs), Math.max(...xs)];
   let [y0, y1] = [Math.min(...ys), Math.max(...ys)];
-  if (chart.logarithmic !== true && y0 > 0 && y0 < y1 / 2) y0 = 0;
+  if (!logarithmic && y0 > 0 && y0 < y1 / 2) y0 = 0;
   if (y0 === y1) [y0, y1] = [y0 - 0.5 * Math.abs(y0 || 1), y1 + 0.5 * Math.abs(y1 || 1)];
-  const px = (x: number): number => LEFT + ((x - x0) / (x1 - x0 || 1)) * (WIDTH - LEFT - RIGHT);
-  const py = (y: number): number => HEIGHT - BOTTOM - ((toY(y) - y0) / (y1 - y0)) * (HEIGHT - TOP - BOTTOM);
+  const px = (x: number): number => LEFT + ((x - x0) / (x1 - x0 || 1)) * (width - LEFT - RIGHT);
+  const py = (y: number): number => height - BOTTOM - ((toY(y) - y0) / (y1 - y0)) * (height - TOP - BOTTOM);
   const parts: string[] = [];
-  const yTicks =
-    chart.logarithmic === true
-      ? ticks(y0, y1, 4)
-          .filter(Number.isInteger)
-          .map((exponent) => 10 ** exponent)
-      : ticks(y0, y1, 4);
-  for (const y of yTicks) {
+  for (const y of logarithmic ? logTicks(y0, y1) : ticks(y0, y1, 4)) {
     const at = py(y).toFixed(1);
-    parts.push(`<line class="grid" x1="${LEFT}" x2="${WIDTH - RIGHT}" y1="${at}" y2="${at}"/>`);
+    parts.push(`<line class="grid" x1="${LEFT}" x2="${width - RIGHT}" y1="${at}" y2="${at}"/>`);
     parts.push(`<text x="${LEFT - 8}" y="${at}" dy="0.35em" text-anchor="end">${numberText(y)}</text>`);
   }
-  for (const x of ticks(x0, x1, 6)) {
+  for (const x of ticks(x0, x1, chart.wide === true ? 12 : 6)) {
     parts.push(
-      `<text x="${px(x).toFixed(1)}" y="${HEIGHT - BOTTOM + 18}" text-anchor="middle">${numberText(x)}</text>`,
+      `<text x="${px(x).toFixed(1)}" y="${height - BOTTOM + 18}" text-anchor="middle">${numberText(x)}</text>`,
     );
   }
-  for (const { colour, points, marks, name } of series)
+  for (const { colour, points, marks, name } of series) {
     parts.push(drawSeries(colour, name, points, marks === true, px, py));
+  }
   const legend = series
     .filter(({ points }) => points.length > 0)
     .map(({ name, colour }) => `<span class="key ${colour}">${escape(name)}</span>`);
   return (
-    `<figure><figcaption>${escape(chart.title)} ${legend.join(' ')}</figcaption>` +
-    `<svg viewBox="0 0 ${WIDTH} ${HEIGHT}" role="img" aria-label="${escape(chart.title)}">${parts.join('')}` +
-    `<text x="${WIDTH - RIGHT}" y="${HEIGHT - 2}" text-anchor="end">${escape(chart.xName)}</text></svg></figure>`
+    `<figure${chart.wide === true ? ' class="wide"' : ''}><figcaption>${escape(chart.title)} ${legend.join(' ')}</figcaption>` +
+    `<svg viewBox="0 0 ${width} ${height}" role="img" aria-label="${escape(chart.title)}">${parts.join('')}` +
+    `<text x="${width - RIGHT}" y="${height - 2}" text-anchor="end">${escape(chart.xName)}</text></svg></figure>`
   );
 }
 

@@ -105,11 +105,13 @@ function trainingSection(stage: StageState): string {
     lineChart({
       title: 'Loss',
       xName: 'step',
+      wide: true,
+      logarithmic: 'auto',
       series: [
         { name: 'training', colour: 'a', points: of(({ loss }) => loss) },
         { name: 'evaluation', colour: 'b', points: evals, marks: true },
       ],
-    }).replace('<figure>', '<figure class="wide">'),
+    }),
     lineChart({
       title: 'Gradient norm',
       xName: 'step',

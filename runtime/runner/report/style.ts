@@ -16,12 +16,12 @@ h3 { font-size: 14px; margin: 18px 0 6px; color: var(--soft); font-weight: 600; 
 p { margin: 4px 0; } .soft { color: var(--soft); }
 .badge { font-size: 13px; font-weight: 600; padding: 2px 10px; border-radius: 99px; }
 .badge.good { background: var(--goodback); color: var(--c); } .badge.bad { background: var(--badback); color: var(--bad); }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 20px 0; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 12px; margin: 20px 0; }
 .card, figure, .box { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; }
-.card { padding: 12px 16px; } .card b { display: block; font-size: 21px; font-weight: 650; letter-spacing: -0.01em; } .card span { color: var(--soft); font-size: 13px; }
+.card { padding: 12px 16px; } .card b { display: block; font-size: 19px; font-weight: 650; letter-spacing: -0.01em; } .card span { color: var(--soft); font-size: 13px; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 12px; } .charts .wide { grid-column: 1 / -1; }
 figure { margin: 0; padding: 12px 14px; } figcaption { font-size: 13px; font-weight: 600; margin-bottom: 6px; }
-svg { display: block; width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 11px; font-family: inherit; }
+svg { display: block; width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 12px; font-family: inherit; }
 .grid { stroke: var(--rule); } .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; } .line.thin { stroke-width: 1; stroke-dasharray: 4 3; }
 .line.a { stroke: var(--a); } .line.b { stroke: var(--b); } .line.c { stroke: var(--c); }
 .dot.a { fill: var(--a); } .dot.b { fill: var(--b); } .dot.c { fill: var(--c); }

@@ -21,6 +21,7 @@ const PROGRESS_INTERVAL_MS = 5000;
 /** One line an event that matters: for logs and pipes. */
 export class PlainDisplay implements Display {
   private lastLine = 0;
+  private lastProgress = 0;
   private lastCheckpoint = '';
 
   constructor(
@@ -78,9 +79,11 @@ export class PlainDisplay implements Display {
       }
       case 'progress': {
         const { done, total, label } = stage.progress!;
-        return this.due(PROGRESS_INTERVAL_MS, event.t)
-          ? say(`${Math.round((100 * done) / total)} % ${label}`)
-          : undefined;
+        // What is over in a moment needs no line.
+        const since = Math.max(this.lastProgress, stage.startedAt ?? 0);
+        if (event.t - since < PROGRESS_INTERVAL_MS) return;
+        this.lastProgress = event.t;
+        return say(`${Math.round((100 * done) / total)} % ${label}`.trimEnd());
       }
       case 'resume':
         return say(`continues from step ${String(event['step'])}`);

@@ -4,7 +4,7 @@ import * as assert from 'uvu/assert';
 import type { RunEvent } from '../../../runtime/runner/events/event.js';
 import { emptyState, reduce } from '../../../runtime/runner/events/run-state.js';
 import { escape, numberText } from '../../../runtime/runner/report/html.js';
-import { lineChart, thin, ticks } from '../../../runtime/runner/report/line-chart.js';
+import { lineChart, logTicks, thin, ticks } from '../../../runtime/runner/report/line-chart.js';
 import { bytesAtPeak } from '../../../runtime/runner/report/memory.js';
 import { reportPage } from '../../../runtime/runner/report/page.js';
 import { parityChart } from '../../../runtime/runner/report/parity-chart.js';
@@ -131,6 +131,12 @@ test('ticks are round and cover the range', () => {
   assert.equal(ticks(0, 10, 5), [0, 2, 4, 6, 8, 10]);
   assert.equal(ticks(0.1, 0.35, 4), [0.1, 0.2, 0.3]);
   assert.ok(ticks(3, 3, 4).length > 0);
+});
+
+test('ticks of a logarithmic axis are decades, or 1, 2, 5 when there are few', () => {
+  assert.equal(logTicks(-3, 1), [0.001, 0.01, 0.1, 1, 10]);
+  assert.equal(logTicks(-0.5, 0.5), [0.5, 1, 2]);
+  assert.ok(logTicks(-30, 30).length <= 7);
 });
 
 test('thinning keeps spikes', () => {
