@@ -5,7 +5,7 @@ import { learningRate, type ScheduleOptions } from '../runtime/models/schedule.j
 import { wiringFingerprint } from '../runtime/models/parameters.js';
 import { changedCodes } from '../runtime/sessions/changed-codes.js';
 import type { LoadedModel, PlannedModel } from '../runtime/sessions/model.js';
-import { measureRoofs, profileOf, profileText, type Profile } from '../runtime/sessions/profile.js';
+import { measureRoofs, memoryText, profileOf, profileText } from '../runtime/sessions/profile.js';
 import { restoreState, saveState } from '../runtime/sessions/saved-state.js';
 import {
   planTraining,
@@ -14,6 +14,13 @@ import {
   type StepResult,
   type TrainingOptions,
 } from '../runtime/sessions/training.js';
+import {
+  newProgress,
+  nothingMoved,
+  recordStep,
+  trainingReport,
+  type Progress,
+} from '../runtime/sessions/training-progress.js';
 import { readTrainingData, type DataParams, type TrainingData } from '../runtime/sessions/training-data.js';
 import { previewBatch, renderPreview, renderReport } from '../runtime/text/preview.js';
 import type { DataCursor } from '../runtime/text/batching.js';
@@ -49,21 +56,6 @@ interface Params extends DataParams {
   readonly log_every: number;
   readonly stop_on_divergence: boolean;
   readonly profile: boolean;
-}
-
-/** What the next step depends on beside the tensors, and what the report tells of the steps done: a checkpoint's meta. */
-interface Progress {
-  readonly fingerprint: string;
-  step: number;
-  cursor: DataCursor;
-  tokens: number;
-  seconds: number;
-  skipped: number;
-  readonly losses: number[];
-  readonly grad_norms: number[];
-  readonly learning_rates: number[];
-  readonly changed_shares: number[];
-  readonly eval_losses: { step: number; loss: number }[];
 }
 
 const GIB = 1024 ** 3;
@@ -137,13 +129,12 @@ class TrainingRun {
     private readonly data: TrainingData,
     private readonly steps: number,
   ) {
-    const { layout } = session.model;
-    this.progress = {
-      fingerprint: wiringFingerprint(layout.config),
-      ...{ step: 0, cursor: { epoch: 0, row: 0 }, tokens: 0, seconds: 0, skipped: 0 },
-      ...{ losses: [], grad_norms: [], learning_rates: [], changed_shares: [], eval_losses: [] },
-    };
+    this.progress = newProgress(wiringFingerprint(session.model.layout.config));
     this.#watch = ctx.stopwatch();
+  }
+
+  get model(): LoadedModel {
+    return this.session.model;
   }
 
   get ops(): StepResult['ops'] {
@@ -182,11 +173,10 @@ class TrainingRun {
       const result = await this.session.step(batches, lr, progress.step, params.profile || ctx.profile);
       this.#ops = result.ops;
       if (!result.applied && params.stop_on_divergence) return this.#diverged(result, before);
-      if (!result.applied) progress.skipped++;
       const tokens = batches.reduce((sum, batch) => sum + batch.tokens, 0);
-      progress.cursor = stream.cursor;
-      progress.step++;
-      this.#record(result, lr, tokens, this.#watch() - began);
+      const seconds = this.#watch() - began;
+      recordStep(progress, result, { lr, tokens, seconds, cursor: stream.cursor });
+      this.#tell(result, lr, tokens, seconds);
       await this.#evaluateIfDue();
       await this.#saveIfDue();
       if (ctx.signal.aborted) {
@@ -208,14 +198,8 @@ class TrainingRun {
     return learningRate(peak, step, this.steps, { ...schedule, decay_steps });
   }
 
-  #record(result: StepResult, lr: number, tokens: number, seconds: number): void {
+  #tell(result: StepResult, lr: number, tokens: number, seconds: number): void {
     const { progress, ctx, params } = this;
-    progress.losses.push(result.loss);
-    progress.grad_norms.push(result.gradNorm);
-    progress.learning_rates.push(lr);
-    progress.changed_shares.push(result.changedShare);
-    progress.tokens += tokens;
-    progress.seconds += seconds;
     // The estimate follows the last steps; the first one, which touches all memory, is forgotten soon.
     this.#stepSeconds = this.#stepSeconds === 0 ? seconds : 0.8 * this.#stepSeconds + 0.2 * seconds;
     if (progress.step % params.log_every !== 0 && progress.step !== this.steps) return;
@@ -318,56 +302,35 @@ async function run(params: Params, inputs: StageValues, ctx: StageContext): Prom
   } finally {
     session.dispose();
   }
-  const changed = await changedCodes(ctx.engine, model);
-  const planned = planTraining(model.layout, ctx.engine.device.kind, model.activation, options);
-  const profile =
-    training.ops.length > 0
-      ? profileOf(training.ops, await measureRoofs(ctx.engine, model.activation))
-      : null;
-  if (profile) ctx.emit({ ev: 'note', message: `the last step, op by op\n${profileText(profile)}` });
-  const outputs = report(training, data, { used, planned: planned.total, changed }, profile);
-  warnIfNothingMoved(training.progress, changed, ctx);
-  return { values: { model, checkpoint, metrics: outputs }, outputs, ...(failure && { failure }) };
+  return outcome(training, data, { used, failure, checkpoint }, options, ctx);
 }
 
-function warnIfNothingMoved(progress: Progress, changed: number | null, ctx: StageContext): void {
-  const moved = changed ?? progress.changed_shares.reduce((a, b) => a + b, 0);
-  if (moved > 0 || progress.step === 0) return;
-  ctx.emit({
-    ev: 'warning',
-    message: `${progress.step} steps changed not one NVFP4 code: the model answers exactly as before`,
-    hint: 'masters did move, but by less than a code; raise learning_rate or train longer',
-  });
-}
-
-function report(
+/** What is told when the steps are over, whatever the reason. */
+async function outcome(
   training: TrainingRun,
   data: TrainingData,
-  memory: { used: number; planned: number; changed: number | null },
-  profile: Profile | null,
-): StageResult['outputs'] {
-  const { progress } = training;
-  const { step, tokens, seconds, skipped, losses, grad_norms, learning_rates, changed_shares, eval_losses } =
-    progress;
-  const mean = changed_shares.reduce((a, b) => a + b, 0) / Math.max(1, changed_shares.length);
-  return {
-    steps: step,
-    losses,
-    grad_norms,
-    learning_rates,
-    eval_losses: eval_losses as unknown as Json,
-    final_loss: losses.at(-1) ?? null,
-    skipped_steps: skipped,
-    tokens,
-    seconds,
-    tokens_per_second: seconds > 0 ? tokens / seconds : 0,
-    peak_memory_bytes: memory.used,
-    planned_memory_bytes: memory.planned,
-    changed_codes_share: memory.changed,
-    changed_codes_share_per_step: mean,
-    data: data.reports as unknown as Json,
-    ...(profile && { phases: profile.phases, profile: profile as unknown as Json }),
-  };
+  end: { used: number; failure: Q4Error | null; checkpoint: CheckpointRef },
+  options: TrainingOptions,
+  ctx: StageContext,
+): Promise<StageResult> {
+  const { model, progress, ops } = training;
+  const { layout, activation } = model;
+  const changedShare = await changedCodes(ctx.engine, model);
+  const planned = planTraining(layout, ctx.engine.device.kind, activation, options);
+  const profile = ops.length > 0 ? profileOf(ops, await measureRoofs(ctx.engine, activation)) : null;
+  if (profile)
+    ctx.emit({ ev: 'note', message: `the last step\n${profileText(profile)}\n\n${memoryText(planned)}` });
+  if (nothingMoved(progress, changedShare))
+    ctx.emit({
+      ev: 'warning',
+      message: `${progress.step} steps changed not one NVFP4 code: the model answers exactly as before`,
+      hint: 'masters did move, but by less than a code; raise learning_rate or train longer',
+    });
+  const bytes = { usedBytes: end.used, plannedBytes: planned.total };
+  const told = trainingReport(progress, { ...bytes, changedShare, data: data.reports, profile });
+  const outputs = told as unknown as StageResult['outputs'];
+  const values = { model, checkpoint: end.checkpoint, metrics: outputs };
+  return { values, outputs, ...(end.failure && { failure: end.failure }) };
 }
 
 async function describe(

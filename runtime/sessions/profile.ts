@@ -4,6 +4,7 @@ import { lower } from '../graph/lower.js';
 import { add } from '../graph/ops/add.js';
 import { linear } from '../graph/ops/linear.js';
 import { Recorder } from '../graph/recorder.js';
+import type { MemoryPlan } from '../graph/memory-plan.js';
 import { opCosts } from '../graph/summary.js';
 import type { Activation, Cost, Tensor } from '../graph/types.js';
 import { blockOf } from '../models/qwen3.js';
@@ -125,9 +126,22 @@ export const profileOf = (ops: readonly ProfiledOp[], roofs: Roofs): Profile => 
   layers: sumBy(ops, roofs, ({ scope }) => blockOf(scope) ?? 'outside the layers'),
 });
 
+/** A memory plan for people: bytes by purpose, largest first. */
+export function memoryText(plan: MemoryPlan): string {
+  const mib = (bytes: number): string => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
+  const purposes = Object.entries(plan).filter(([name, bytes]) => name !== 'total' && bytes > 0);
+  const rows = purposes
+    .sort(([, a], [, b]) => b - a)
+    .map(([name, bytes]) => `${name.padEnd(26)} ${mib(bytes).padStart(14)}`);
+  return ['memory', ...rows, `${'total'.padEnd(26)} ${mib(plan.total).padStart(14)}`].join('\n');
+}
+
 /** The profile for people. */
 export function profileText(profile: Profile): string {
-  const { roofs, ops, layers } = profile;
+  const { roofs, ops, layers, phases } = profile;
+  const phaseRows = Object.entries(phases).map(
+    ([name, seconds]) => `${name.padEnd(26)} ${(seconds * 1000).toFixed(3).padStart(11)} ms`,
+  );
   const line = (row: ProfileRow): string =>
     [
       row.name.padEnd(26),
@@ -140,5 +154,15 @@ export function profileText(profile: Profile): string {
   const head = (what: string): string =>
     `${what.padEnd(26)} ${'phase'.padEnd(10)} ${'calls'.padStart(6)} ${'ms'.padStart(11)} ${'share'.padStart(8)} ${'of roof'.padStart(7)}`;
   const roof = `roofs measured here: ${(roofs.bytes_per_second / 1e9).toFixed(0)} GB/s, ${(roofs.flops_per_second / 1e12).toFixed(2)} TFLOP/s`;
-  return [roof, head('op'), ...ops.map(line), '', head('layer'), ...layers.map(line)].join('\n');
+  return [
+    roof,
+    '',
+    ...phaseRows,
+    '',
+    head('op'),
+    ...ops.map(line),
+    '',
+    head('layer'),
+    ...layers.map(line),
+  ].join('\n');
 }
