@@ -357,7 +357,7 @@ async function preview(
   const { vocabSize } = layout.config;
   const data = await readTrainingData(params, text, vocabSize, ctx.seed, (path) => ctx.files.readLines(path));
   const rows = previewBatch(data.stream().next(Math.max(1, samples)), text?.tokenizer ?? null);
-  const reports = data.reports.map(renderReport).join('');
+  const reports = data.reports.map((report) => `${renderReport(report)}\n`).join('');
   return [
     {
       title: `the first ${rows.length} rows of training`,
