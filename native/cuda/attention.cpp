@@ -52,15 +52,14 @@ void CudaBackend::attention_backward(const Tensor& dout, const Tensor& q, const 
   call.forward = describe_call(q, k, v, attend_from, Tensor{}, shape, out, lse);
   call.dout = dout.data;
   call.dq = dq.data, call.dk = dk.data, call.dv = dv.data;
+  const bool tiles = takes_tiles(q, k, v, shape.head_dim) && aligned(dout) && call.forward.dim <= 128;
+  if (tiles && sm90_flash_attention_backward(call, capability_, partials(), Workspace::kPartialBytes / 4, stream_.get(), overlap())) return;
   const int64_t rows = q.rows();
   if (rows * shape.heads > Workspace::kPartialBytes / 4)
     throw Error("Q4510", "attention_backward: more than 12 million rows times heads", "lower batch_size or seq_len");
   call.delta = partials();
   attention_delta(dout.data, out.data, q.dtype, rows, call.forward.heads, call.forward.dim, partials(), stream_.get(), overlap());
-  if (takes_tiles(q, k, v, shape.head_dim) && aligned(dout) && call.forward.dim <= 128) {
-    if (sm90_flash_attention_backward(call, capability_, stream_.get(), overlap())) return;
-    return flash_attention_backward(call, stream_.get(), overlap());
-  }
+  if (tiles) return flash_attention_backward(call, stream_.get(), overlap());
   scalar_attention_backward(call, q.dtype, stream_.get(), overlap());
 }
 
