@@ -121,9 +121,10 @@ class Transcoder {
 
   void refuse(const TranscodeEntry& from, const char* code, const std::string& brief, const std::string& expected,
               const std::string& found) const {
-    throw FileError(code, brief,
-                    {job_.files[static_cast<size_t>(from.file)].path, escape_name(from.entry.name), from.entry.offset,
-                     expected, found, "the file and the config belong to different models, or it is of another format"});
+    throw FileError(
+        code, brief,
+        {job_.files[static_cast<size_t>(from.file)].path, escape_name(from.entry.name), from.entry.offset, expected,
+         found, "the file and the config belong to different models, or it is of another format"});
   }
 
   // Values of the source, and that they are what the kernels take.
@@ -141,7 +142,8 @@ class Transcoder {
     const int64_t blocks = elements_of(source.scales.entry.shape);
     if (file_type_bytes(source.codes.entry.type) != 1 || source.scales.entry.type != FileType::e4m3 ||
         source.codes.entry.bytes != blocks * (kBlock / 2))
-      refuse(source.scales, "Q4217", "codes and block scales of a matrix do not match", "one e4m3 scale for 8 bytes of codes",
+      refuse(source.scales, "Q4217", "codes and block scales of a matrix do not match",
+             "one e4m3 scale for 8 bytes of codes",
              shape_text(source.scales.entry.shape) + " for " + shape_text(source.codes.entry.shape));
     if (!(source.global_scale >= 0) || !std::isfinite(source.global_scale))
       refuse(source.codes, "Q4219", "a global scale is not a number that may stand there",
@@ -257,9 +259,10 @@ class Transcoder {
         void* into = Buffers::at_least(buffers.out, span.n * size);
         const int64_t lost = convert_elements(type, from, entry.type, into, span.n);
         if (lost >= 0)
-          throw FileError("Q4226", "a value does not fit the tensor's type",
-                          {path_, escape_name(entry.name), -1, std::string("values within ") + file_type_name(entry.type),
-                           "element " + std::to_string(span.first + lost), "write this tensor as bf16 or fp32"});
+          throw FileError(
+              "Q4226", "a value does not fit the tensor's type",
+              {path_, escape_name(entry.name), -1, std::string("values within ") + file_type_name(entry.type),
+               "element " + std::to_string(span.first + lost), "write this tensor as bf16 or fp32"});
         out = into;
       }
       writer_->write_piece(action.entry, span.first * size, out, span.n * size);
@@ -299,7 +302,8 @@ class Transcoder {
       const int64_t blocks = span.n / kBlock;
       auto* codes = static_cast<uint8_t*>(Buffers::at_least(buffers.out, blocks * (kBlock / 2 + 1)));
       uint8_t* scales = codes + blocks * (kBlock / 2);
-      kernels_.quantise(dtype_of(values_type(action.source)), data, blocks, global, action.search, codes, scales, sums[i]);
+      kernels_.quantise(dtype_of(values_type(action.source)), data, blocks, global, action.search, codes, scales,
+                        sums[i]);
       writer_->write_piece(action.entry, span.first / 2, codes, span.n / 2);
       writer_->write_piece(action.scale_entry, span.first / kBlock, scales, blocks);
       done_ += source_bytes(action.source, span.n);

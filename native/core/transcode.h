@@ -39,8 +39,8 @@ struct TranscodeAction {
   enum class Kind : uint8_t { copy, convert, quantise, data } kind = Kind::copy;
   TranscodeSource source;
   TensorPart part = TensorPart::data;
-  size_t entry = 0;         // of the output; the codes when quantising
-  size_t scale_entry = 0;   // quantise
+  size_t entry = 0;           // of the output; the codes when quantising
+  size_t scale_entry = 0;     // quantise
   int64_t global_entry = -1;  // quantise: f32 [1]; -1: block scales alone
   // Quantise: actions with one number, which stand side by side, share a global scale from the amax of all of them.
   int64_t group = 0;
