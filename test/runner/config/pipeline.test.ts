@@ -4,6 +4,7 @@ import { test } from 'uvu';
 import * as assert from 'uvu/assert';
 
 import { loadPipeline, type LoadOptions } from '../../../runtime/runner/config/pipeline.js';
+import { readSchema } from '../../../runtime/runner/config/schemas.js';
 import { nodeAt } from '../../../runtime/runner/config/tree.js';
 import { EXAMPLE, EXAMPLE_FILES, folder, thrownBy } from '../fixture.js';
 
@@ -61,6 +62,12 @@ test('origins: file, default, --set, environment', () => {
   assert.equal(origin('batch_size'), { kind: 'file', file: join(home, 'case.yaml'), line: 18, col: 19 });
 });
 
+const USES = (
+  readSchema('pipeline') as unknown as {
+    properties: { stages: { items: { properties: { uses: { enum: string[] } } } } };
+  }
+).properties.stages.items.properties.uses.enum;
+
 /** What is replaced by what, and the errors that must come, all of them. */
 const MISTAKES: readonly [from: string, to: string, ...expected: string[]][] = [
   [
@@ -112,7 +119,7 @@ const MISTAKES: readonly [from: string, to: string, ...expected: string[]][] = [
   [
     'uses: train\n',
     'uses: trian\n',
-    `13:11 Q4106 'uses' of stage 'train' is "trian", which is not one of load-dat, build-model, train, checkpoint, parity-check, infer: did you mean 'train'?`,
+    `13:11 Q4106 'uses' of stage 'train' is "trian", which is not one of ${USES.join(', ')}: did you mean 'train'?`,
   ],
   [
     'steps: 12',
