@@ -61,6 +61,10 @@ export class Validator {
       validateSchema: false,
       meta: false,
       logger: false,
+      // Compiling is most of what `check` waits for; our sentences are made in schema-errors.ts.
+      messages: false,
+      inlineRefs: false,
+      code: { optimize: false },
     });
     this.ajv.addFormat('regex', (text: string) => {
       try {
