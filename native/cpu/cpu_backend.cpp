@@ -1,11 +1,8 @@
 #include "cpu/cpu_backend.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cstdlib>
 #include <cstring>
 
 #include "core/error.h"
@@ -14,8 +11,8 @@
 namespace q4 {
 namespace {
 
-// Blocks from here on are mapped: zeroed lazily by the kernel, and aligned so that huge pages can back them.
-constexpr int64_t kMapped = int64_t{4} << 20, kHugePage = int64_t{2} << 20;
+// From this size on the system is asked what it has left before memory is taken.
+constexpr int64_t kChecked = int64_t{1} << 20;
 
 // Bytes that all CPU backends of this process hold. Pages that were never touched are not yet missing from the
 // system's account, so they are subtracted here.
@@ -38,9 +35,7 @@ int64_t available_bytes() {
 CpuBackend::CpuBackend(int threads, std::string instructions)
     : threads_(threads), instructions_(std::move(instructions)) {}
 
-CpuBackend::~CpuBackend() {
-  while (!blocks_.empty()) release(blocks_.begin()->first);
-}
+CpuBackend::~CpuBackend() { held_bytes -= own_bytes_; }
 
 DeviceInfo CpuBackend::info() const {
   DeviceInfo info;
@@ -56,47 +51,21 @@ DeviceInfo CpuBackend::info() const {
 void* CpuBackend::allocate(int64_t bytes) {
   const int64_t size = align_up(std::max<int64_t>(bytes, 1));
   if (bytes < 0 || size < bytes) out_of_memory(bytes);
-  void* memory = nullptr;
-  if (size < kMapped) {
-    memory = std::aligned_alloc(kAlignment, static_cast<size_t>(size));
-    if (!memory) out_of_memory(bytes);
-    std::memset(memory, 0, static_cast<size_t>(size));
-  } else {
+  if (size >= kChecked) {
     const int64_t available = available_bytes();
     if (available > 0 && size > available) out_of_memory(bytes);
-    // One huge page more than needed, and the ends given back, so that the block starts on a huge page.
-    const int64_t mapped = (size + kHugePage - 1) / kHugePage * kHugePage;
-    char* base = static_cast<char*>(mmap(nullptr, static_cast<size_t>(mapped + kHugePage), PROT_READ | PROT_WRITE,
-                                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-    if (base == MAP_FAILED) out_of_memory(bytes);
-    const int64_t lead = (kHugePage - reinterpret_cast<intptr_t>(base) % kHugePage) % kHugePage;
-    if (lead > 0) munmap(base, static_cast<size_t>(lead));
-    if (lead < kHugePage) munmap(base + lead + mapped, static_cast<size_t>(kHugePage - lead));
-    memory = base + lead;
-#if defined(MADV_HUGEPAGE)
-    madvise(memory, static_cast<size_t>(mapped), MADV_HUGEPAGE);
-#endif
   }
+  void* memory = memory_.allocate(size);
+  if (!memory) out_of_memory(bytes);
   held_bytes += size;
-  const std::lock_guard lock(mutex_);
-  blocks_[memory] = size;
+  own_bytes_ += size;
   return memory;
 }
 
 void CpuBackend::release(void* memory) noexcept {
-  int64_t size = 0;
-  {
-    const std::lock_guard lock(mutex_);
-    const auto found = blocks_.find(memory);
-    if (found == blocks_.end()) return;
-    size = found->second;
-    blocks_.erase(found);
-  }
+  const int64_t size = memory_.release(memory);
   held_bytes -= size;
-  if (size < kMapped)
-    std::free(memory);
-  else
-    munmap(memory, static_cast<size_t>((size + kHugePage - 1) / kHugePage * kHugePage));
+  own_bytes_ -= size;
 }
 
 void CpuBackend::upload(void* device, const void* host, int64_t bytes) {

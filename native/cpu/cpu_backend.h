@@ -1,10 +1,10 @@
 // What both CPU classes share: memory, identity, the clock, and the rule that activations are fp32.
 #pragma once
-#include <mutex>
+#include <atomic>
 #include <string>
-#include <unordered_map>
 
 #include "core/backend.h"
+#include "cpu/slab_allocator.h"
 
 namespace q4 {
 
@@ -27,8 +27,8 @@ class CpuBackend : public Backend {
  private:
   const int threads_;
   const std::string instructions_;
-  std::mutex mutex_;
-  std::unordered_map<void*, int64_t> blocks_;  // bytes mapped at each address
+  SlabAllocator memory_;
+  std::atomic<int64_t> own_bytes_{0};  // held through this backend
 };
 
 // The fp32 elements of an activation; throws Error(Q4512) naming the op when the program's activations are bf16.

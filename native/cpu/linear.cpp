@@ -21,10 +21,11 @@ void FastBackend::linear(const Tensor& x, const Tensor& weight, const Tensor& y)
   const int64_t size = kernels_.arranged_size(weight.dtype, inputs);
   float* arranged = shared_.floats(rows * size);
   for (int64_t n = 0; n < rows; ++n) kernels_.arrange(weight.dtype, in + n * inputs, inputs, arranged + n * size);
-  // Pieces of some 64 KB of weights; a multiple of 4 rows so that groups are full.
+  // Each thread takes long runs of memory, but never so long that others wait for it: 8 pieces each, 32 KB to 1 MB.
   const int64_t row_bytes =
       std::max<int64_t>(1, weight.dtype == DType::nvfp4 ? inputs / 2 : inputs * element_bytes(weight.dtype));
-  const int64_t grain = std::clamp<int64_t>(65536 / row_bytes / 4 * 4, 4, 1024);
+  const int64_t piece = std::clamp<int64_t>(outputs * row_bytes / (8 * pool_.threads()), 32768, 1 << 20);
+  const int64_t grain = std::max<int64_t>(2, piece / row_bytes / 2 * 2);
   pool_.run_ranges(outputs, grain, [&](int64_t begin, int64_t end, int) {
     kernels_.gemv(view, begin, end, arranged, rows, global_factor(weight), out, outputs);
   });

@@ -21,48 +21,40 @@ inline constexpr int64_t kChunkVectors = 14;
 
 template <typename V>
 void arrange_block(const float* x, int64_t count, int lane, char* chunk) {
-  constexpr int width = V::width;
-  alignas(64) float value[kBlock] = {};
-  float largest = 0, poison = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    value[i] = x[i];
-    const float a = __builtin_fabsf(x[i]);
-    largest = a > largest ? a : largest;
-    poison += x[i] * 0.0f;  // NaN if any is NaN or infinite
+  using F = typename V::F;
+  using I = typename V::I;
+  constexpr int width = V::width, vectors = 16 / V::width;
+  F value[vectors];
+  I largest_bits = V::set_int(0);
+  for (int i = 0; i < vectors; ++i) {
+    const int64_t left = count - i * width;
+    value[i] = left >= width ? V::load(x + i * width) : left > 0 ? V::load_n(x + i * width, left) : V::zero();
+    largest_bits = V::max_int(largest_bits, V::bits(magnitude<V>(value[i])));
   }
-  int32_t integer[kBlock] = {};
-  float power = 0;
-  if (poison != 0 || poison != poison) {
+  const auto bits = static_cast<uint32_t>(V::largest_int(largest_bits));
+  float factor = 0, power = 0;
+  if (bits >= 0x7f800000u) {  // infinite or NaN
     power = __builtin_nanf("");
-  } else if (largest > 0) {
+  } else if (bits > 0) {
     // 2^shift brings the largest to [2^22, 2^23), or half of that where the highest digit would not fit a byte.
-    const int exponent = static_cast<int>(__builtin_bit_cast(uint32_t, largest) >> 23) - 127;
-    int shift = 22 - exponent;
+    int shift = 22 + 127 - static_cast<int>(bits >> 23);
     shift = shift > 126 ? 126 : shift;
-    float factor = __builtin_bit_cast(float, static_cast<uint32_t>(shift + 127) << 23);
-    if (largest * factor > 8355711.0f) factor *= 0.5f;
+    factor = __builtin_bit_cast(float, static_cast<uint32_t>(shift + 127) << 23);
+    if (__builtin_bit_cast(float, bits) * factor > 8355711.0f) factor *= 0.5f;
     power = 0.5f / factor;  // the codes are doubled
-    for (int i = 0; i < kBlock; i += width)
-      V::store_int(integer + i, V::round_to_int(V::mul(V::load(value + i), V::set(factor))));
   }
-  int32_t sum = 0;
-  alignas(64) int8_t digit[3][kBlock];
-  for (int i = 0; i < kBlock; ++i) {
-    const int32_t whole = integer[i];
-    const auto low = static_cast<int8_t>(whole);
-    const int32_t rest = (whole - low) >> 8;
-    const auto middle = static_cast<int8_t>(rest);
-    digit[2][i] = low;
-    digit[1][i] = middle;
-    digit[0][i] = static_cast<int8_t>((rest - middle) >> 8);
-    sum += whole;
+  I digit[3][vectors], sum = V::set_int(0);
+  for (int i = 0; i < vectors; ++i) {
+    // Nothing of a poisoned block but its NaN power is used: its factor 0 would make integers of NaN.
+    const I whole = power == power ? V::round_to_int(V::mul(value[i], V::set(factor))) : V::set_int(0);
+    digit[2][i] = V::template right_signed<24>(V::template left<24>(whole));
+    const I rest = V::template right_signed<8>(V::sub_int(whole, digit[2][i]));
+    digit[1][i] = V::template right_signed<24>(V::template left<24>(rest));
+    digit[0][i] = V::template right_signed<8>(V::sub_int(rest, digit[1][i]));
+    sum = V::add_int(sum, whole);
   }
-  for (int d = 0; d < 3; ++d)
-    for (int part = 0; part < 4; ++part) {  // first 8 codes' low nibbles, high nibbles, last 8 codes' the same
-      char* to = chunk + ((d * 4 + part) * width + lane) * 4;
-      for (int byte = 0; byte < 4; ++byte) to[byte] = digit[d][part / 2 * 8 + 2 * byte + part % 2];
-    }
-  reinterpret_cast<int32_t*>(chunk)[12 * width + lane] = -12 * sum;
+  for (int d = 0; d < 3; ++d) V::store_digits(digit[d], chunk + (d * 4 * width + lane) * 4, width * 4);
+  reinterpret_cast<int32_t*>(chunk)[12 * width + lane] = -12 * V::sum_int(sum);
   reinterpret_cast<float*>(chunk)[13 * width + lane] = power;
 }
 
@@ -113,6 +105,7 @@ void gemv_group(const MatrixView& w, int64_t o, const float* x, int64_t x_stride
       const uint8_t* at = codes + g * row_bytes + p / 2;
       __builtin_prefetch(at + ahead_bytes);
       __builtin_prefetch(at + ahead_bytes + half_bytes);
+      __builtin_prefetch(scales + g * row_blocks + p / kBlock + ahead_bytes / 8);
       I a, b;
       if (left >= chunk_cols) {
         a = V::load_int(at);

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cpu/simd/digits_x86.h"
+
 namespace q4 {
 
 struct Avx2 {
@@ -144,6 +146,12 @@ struct Avx2 {
     const __m128i pairs = _mm_and_si128(_mm_or_si128(bytes, _mm_srli_epi16(bytes, 4)), _mm_set1_epi16(0xff));
     return static_cast<uint64_t>(_mm_cvtsi128_si64(_mm_packus_epi16(pairs, pairs)));
   }
+  static I max_int(I a, I b) { return _mm256_max_epi32(a, b); }
+  static int32_t sum_int(I x) {
+    __m128i half = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
+  }
   static int32_t largest_int(I x) {
     __m128i half = _mm_max_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
     half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0x4e));
@@ -174,6 +182,13 @@ struct Avx2 {
   static I even_words(I a, I b) { return bits(_mm256_shuffle_ps(from_bits(a), from_bits(b), 0x88)); }
   static I odd_words(I a, I b) { return bits(_mm256_shuffle_ps(from_bits(a), from_bits(b), 0xdd)); }
   static constexpr int block_of_lane(int lane) { return (lane % 4 / 2) * 4 + lane / 4 * 2 + lane % 2; }
+  // Sixteen values that fit a byte: those of the low nibbles of a block's first 8 codes go to `to`, of the high nibbles
+  // to to + stride, of the last 8 codes' the same behind them; four bytes each.
+  static void store_digits(const I* values, char* to, int64_t stride) {
+    const __m128i low = _mm_packs_epi32(_mm256_castsi256_si128(values[0]), _mm256_extracti128_si256(values[0], 1));
+    const __m128i high = _mm_packs_epi32(_mm256_castsi256_si128(values[1]), _mm256_extracti128_si256(values[1], 1));
+    store_digit_words<Avx2>(_mm_packs_epi16(low, high), to, stride);
+  }
   // Eight signed bytes in the order of block_of_lane; n of them exist, the rest are 0.
   static I scale_bytes(const uint8_t* p, int64_t n) {
     uint64_t word = 0;

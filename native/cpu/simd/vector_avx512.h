@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "cpu/simd/digits_x86.h"
+
 namespace q4 {
 
 struct Avx512 {
@@ -122,7 +124,9 @@ struct Avx512 {
     const __m128i pairs = _mm_and_si128(_mm_or_si128(bytes, _mm_srli_epi16(bytes, 4)), _mm_set1_epi16(0xff));
     return static_cast<uint64_t>(_mm_cvtsi128_si64(_mm_packus_epi16(pairs, pairs)));
   }
+  static I max_int(I a, I b) { return _mm512_max_epi32(a, b); }
   static int32_t largest_int(I x) { return _mm512_reduce_max_epi32(x); }
+  static int32_t sum_int(I x) { return _mm512_reduce_add_epi32(x); }
   // Lane i takes the 32-bit word at base + i·stride.
   static I gather_words(const uint8_t* base, int64_t stride) {
     return _mm512_i32gather_epi32(_mm512_mullo_epi32(lanes(), set_int(static_cast<int32_t>(stride))), base, 1);
@@ -150,6 +154,11 @@ struct Avx512 {
     return _mm512_castps_si512(_mm512_shuffle_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), 0xdd));
   }
   static constexpr int block_of_lane(int lane) { return (lane % 4 / 2) * 8 + lane / 4 * 2 + lane % 2; }
+  // Sixteen values that fit a byte: those of the low nibbles of a block's first 8 codes go to `to`, of the high nibbles
+  // to to + stride, of the last 8 codes' the same behind them; four bytes each.
+  static void store_digits(const I* values, char* to, int64_t stride) {
+    store_digit_words<Avx512>(_mm512_cvtepi32_epi8(values[0]), to, stride);
+  }
   // Sixteen signed bytes in the order of block_of_lane; n of them exist, the rest are 0.
   static I scale_bytes(const uint8_t* p, int64_t n) {
     const __m128i bytes =
