@@ -1,5 +1,5 @@
 /** Gives a model back to others: safetensors in bf16, fp16 or fp32, or NVFP4 as ModelOpt or compressed-tensors store it. */
-import type { FileType } from '../runtime/engine/types.js';
+import type { FileType, Transcoded, TranscodeOptions } from '../runtime/engine/types.js';
 import { Q4Error } from '../runtime/errors.js';
 import {
   changedConfig,
@@ -138,7 +138,7 @@ async function refuseLeftovers(params: Params, shards: readonly Shard[], ctx: St
   }
 }
 
-/** config.json and the tokenizer; the weights come after them. */
+/** config.json and the tokenizer. */
 async function writeCompanions(
   params: Params,
   weights: string,
@@ -174,32 +174,28 @@ async function run(params: Params, inputs: StageValues, ctx: StageContext): Prom
   const { model, made, shards } = opened;
   await refuseLeftovers(params, shards, ctx);
   const total = made.items.reduce((sum, item) => sum + itemBytes(item), 0);
-  let seconds = 0;
-  let bytes = 0;
+  const started = ctx.stopwatch();
+  const written: Transcoded[] = [];
+  let done = 0;
   try {
-    const copied = await writeCompanions(params, weights, opened, inputs, ctx);
+    // Every shard is whole before the first is put in place: a value that is refused leaves nothing.
     for (const { file, items } of shards) {
-      const before = bytes;
+      const before = done;
       const own = items.reduce((sum, item) => sum + itemBytes(item), 0);
-      const written = await ctx.engine.files.transcode(
-        ctx.files.join(params.directory, file),
-        'safetensors',
-        items,
-        {
-          metadata: { format: 'pt' },
-          onProgress: (done, all) =>
-            ctx.emit({
-              ev: 'progress',
-              done: Math.min(total, before + (all > 0 ? Math.round((own * done) / all) : own)),
-              total,
-              unit: 'bytes',
-            }),
-          signal: ctx.signal,
+      const path = ctx.files.join(params.directory, file);
+      const options: TranscodeOptions = {
+        metadata: { format: 'pt' },
+        onProgress: (part, all) => {
+          const share = all > 0 ? part / all : 1;
+          ctx.emit({ ev: 'progress', done: Math.round(before + own * share), total, unit: 'bytes' });
         },
-      );
-      seconds += written.seconds;
-      bytes += own;
+        signal: ctx.signal,
+      };
+      written.push(await ctx.engine.files.transcode(path, 'safetensors', items, options));
+      done += own;
     }
+    const copied = await writeCompanions(params, weights, opened, inputs, ctx);
+    for (const shard of written) await shard.commit();
     // The index is what makes shards a checkpoint.
     if (shards.length > 1)
       await ctx.files.writeText(
@@ -207,6 +203,7 @@ async function run(params: Params, inputs: StageValues, ctx: StageContext): Prom
         shardIndex(shards),
       );
     const { tieWordEmbeddings: tied } = model.config;
+    const seconds = started();
     return {
       values: {},
       outputs: {
@@ -223,13 +220,15 @@ async function run(params: Params, inputs: StageValues, ctx: StageContext): Prom
         activations: made.facts.activations,
         changed: made.changes.map((change) => ({ ...change })),
         text_files: [...copied],
-        bytes,
+        bytes: total,
         seconds,
-        bytes_per_second: seconds > 0 ? bytes / seconds : 0,
+        bytes_per_second: seconds > 0 ? total / seconds : 0,
       },
     };
   } catch (error) {
     throw ctx.signal.aborted ? ctx.interrupted('the export is not whole') : error;
+  } finally {
+    for (const shard of written) shard.dispose();
   }
 }
 

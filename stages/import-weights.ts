@@ -1,5 +1,5 @@
 /** Turns a Hugging Face checkpoint, or another `.dat`, into a `.dat` with its config and tokenizer. */
-import type { FileType, ScaleSearch, TranscodeItem } from '../runtime/engine/types.js';
+import type { FileType, ScaleSearch, Transcoded, TranscodeItem } from '../runtime/engine/types.js';
 import type { ScaleLevel } from '../runtime/models/model.js';
 import { elementCount } from '../runtime/program.js';
 import { changedConfig } from '../runtime/sessions/checkpoint-config.js';
@@ -83,7 +83,7 @@ async function plan(params: Params, _: unknown, ctx: StageContext): Promise<Stag
   };
 }
 
-/** Written first: an import is finished when its `.dat` is there. */
+/** Written when all values are known to be good, before the `.dat` is put in place: with it the import is finished. */
 async function writeCompanions(
   params: Params,
   { model, made }: Opened,
@@ -106,7 +106,8 @@ async function writeCompanions(
       part: 'data',
     }));
     const metadata = { format: 'pt', source: model.format };
-    await ctx.engine.files.transcode(extras, 'safetensors', items, { metadata, signal: ctx.signal });
+    const beside = await ctx.engine.files.transcode(extras, 'safetensors', items, { metadata });
+    await beside.commit().finally(() => beside.dispose());
   }
   return copied;
 }
@@ -128,12 +129,16 @@ async function run(params: Params, _: unknown, ctx: StageContext): Promise<Stage
   const opened = await open(params, ctx);
   const { model, made } = opened;
   const weights = ctx.files.join(params.directory, WEIGHTS);
+  const started = ctx.stopwatch();
+  let written: Transcoded | undefined;
   try {
-    const copied = await writeCompanions(params, opened, ctx);
-    const written = await ctx.engine.files.transcode(weights, 'dat', made.items, {
+    written = await ctx.engine.files.transcode(weights, 'dat', made.items, {
       onProgress: (done, total) => ctx.emit({ ev: 'progress', done, total, unit: 'bytes' }),
       signal: ctx.signal,
     });
+    const copied = await writeCompanions(params, opened, ctx);
+    const bytes = await written.commit();
+    const seconds = started();
     const table = quantiseTable(written.quantised);
     return {
       values: {},
@@ -151,14 +156,16 @@ async function run(params: Params, _: unknown, ctx: StageContext): Promise<Stage
         text_files: [...copied],
         scales: params.scales,
         quantisation: { families: [...table.families], tensors: [...table.tensors] },
-        bytes: written.bytes,
+        bytes,
         source_bytes: written.sourceBytes,
-        seconds: written.seconds,
-        bytes_per_second: written.seconds > 0 ? written.sourceBytes / written.seconds : 0,
+        seconds,
+        bytes_per_second: seconds > 0 ? written.sourceBytes / seconds : 0,
       },
     };
   } catch (error) {
     throw ctx.signal.aborted ? ctx.interrupted('no weights were written') : error;
+  } finally {
+    written?.dispose();
   }
 }
 

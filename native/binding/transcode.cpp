@@ -1,4 +1,4 @@
-// Writing a tensor file from others: plain structs in, one call off the JS thread, a report out.
+// Writing a tensor file from others: plain structs in, one call off the JS thread, a report and the writer out.
 #include "core/transcode.h"
 
 #include "binding/file_progress.h"
@@ -75,7 +75,7 @@ TranscodeAction action(const Napi::Value& value) {
   return out;
 }
 
-Napi::Value report_to_js(Napi::Env env, const TranscodeReport& report) {
+Napi::Object report_to_js(Napi::Env env, const TranscodeReport& report) {
   Napi::Array quantised = Napi::Array::New(env, report.quantised.size());
   for (uint32_t i = 0; i < report.quantised.size(); ++i) {
     const Napi::HandleScope scope(env);
@@ -93,15 +93,14 @@ Napi::Value report_to_js(Napi::Env env, const TranscodeReport& report) {
     quantised.Set(i, js);
   }
   Napi::Object js = Napi::Object::New(env);
-  js.Set("bytes", static_cast<double>(report.bytes));
   js.Set("sourceBytes", static_cast<double>(report.source_bytes));
   js.Set("seconds", report.seconds);
-  js.Set("commitSeconds", report.commit_seconds);
   js.Set("quantised", quantised);
   return js;
 }
 
-// fileTranscode({ path, format, entries, metadata, files, actions }, cancel, onProgress?) → Promise<report>
+// fileTranscode({ path, format, entries, metadata, files, actions }, cancel, onProgress?)
+//   → Promise<report and writer, whose entries are all written>
 Napi::Value file_transcode(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const Napi::Object js = object(info[0]);
@@ -127,15 +126,22 @@ Napi::Value file_transcode(const Napi::CallbackInfo& info) {
   auto cancel = get_handle<CancelFlag>(info[1]);
   auto progress = std::make_shared<FileProgress>(env, info[2]);
   auto report = std::make_shared<TranscodeReport>();
+  auto writer = std::make_shared<std::shared_ptr<WriterBox>>();
   return run_async(
       env,
       [=] {
         FileLayout layout = format == FileFormat::dat ? layout_dat(path, std::move(*entries))
                                                       : layout_safetensors(path, std::move(*entries), *metadata);
-        *report = transcode(path, std::move(layout), *job, weight_kernels(), *cancel,
+        auto box = std::make_shared<WriterBox>(path, std::move(layout));
+        *report = transcode(box->writer, *job, weight_kernels(), *cancel,
                             [&](int64_t done, int64_t total) { progress->tell(done, total); });
+        *writer = std::move(box);
       },
-      [report](Napi::Env here) { return report_to_js(here, *report); });
+      [report, writer](Napi::Env here) -> Napi::Value {
+        Napi::Object made = report_to_js(here, *report);
+        made.Set("writer", make_handle(here, std::move(*writer)));
+        return made;
+      });
 }
 
 }  // namespace

@@ -23,6 +23,8 @@ class FileWriter {
   FileWriter& operator=(const FileWriter&) = delete;
 
   const FileLayout& layout() const { return layout_; }
+  // Where the file will be put.
+  const std::string& path() const { return path_; }
 
   struct Options {
     bool allow_non_finite = false;

@@ -8,7 +8,6 @@
 #include "core/file_convert.h"
 #include "core/file_source.h"
 #include "core/file_threads.h"
-#include "core/file_writer.h"
 #include "core/nvfp4.h"
 #include "core/tensor.h"
 
@@ -56,12 +55,11 @@ struct Span {
 
 class Transcoder {
  public:
-  Transcoder(const std::string& path, FileLayout layout, const TranscodeJob& job, const WeightKernels& kernels,
-             const std::atomic<bool>& cancel, const TranscodeProgress& progress)
-      : job_(job), kernels_(kernels), cancel_(cancel), progress_(progress), path_(path), threads_(file_threads()) {
+  Transcoder(FileWriter& writer, const TranscodeJob& job, const WeightKernels& kernels, const std::atomic<bool>& cancel,
+             const TranscodeProgress& progress)
+      : writer_(writer), job_(job), kernels_(kernels), cancel_(cancel), progress_(progress), threads_(file_threads()) {
     for (const TranscodeFile& file : job.files) open(file);
-    for (const TranscodeAction& action : job.actions) check(action, layout);
-    writer_ = std::make_unique<FileWriter>(path, std::move(layout));
+    for (const TranscodeAction& action : job.actions) check(action, writer.layout());
   }
 
   TranscodeReport run() {
@@ -75,12 +73,10 @@ class Transcoder {
         copy(job_.actions[i]);
       }
       i = end;
-      if (done_ - flushed_ > kFlushBytes) writer_->flush_early(), flushed_ = done_;
+      if (done_ - flushed_ > kFlushBytes) writer_.flush_early(), flushed_ = done_;
     }
     for (const auto& source : sources_) source->check_unchanged();
-    const auto commit = Clock::now();
-    report_.bytes = writer_->commit();
-    report_.commit_seconds = seconds_since(commit);
+    writer_.flush_early();
     report_.source_bytes = total_;
     report_.seconds = seconds_since(begin);
     if (progress_) progress_(total_, total_);
@@ -234,10 +230,10 @@ class Transcoder {
   void copy(const TranscodeAction& action) {
     using Kind = TranscodeAction::Kind;
     if (action.kind == Kind::data) {
-      writer_->write_piece(action.entry, 0, action.data.data(), static_cast<int64_t>(action.data.size()));
-      return writer_->end_entry(action.entry);
+      writer_.write_piece(action.entry, 0, action.data.data(), static_cast<int64_t>(action.data.size()));
+      return writer_.end_entry(action.entry);
     }
-    const FileEntry& entry = writer_->layout().entries[action.entry];
+    const FileEntry& entry = writer_.layout().entries[action.entry];
     std::vector<Span> spans;
     cut(action, values_of(action), spans);
     each(spans, [&](size_t i, Buffers& buffers) {
@@ -247,7 +243,7 @@ class Transcoder {
         const TranscodeEntry& from = action.source.plain;
         const void* raw = read(from, span.first, span.n, buffers.values);
         check_piece(from.entry, action.part, from.entry.type, raw, span.first, span.n, false, path_of(from));
-        writer_->write_piece(action.entry, span.first * size, raw, span.n * size);
+        writer_.write_piece(action.entry, span.first * size, raw, span.n * size);
         done_ += span.n * size;
         return;
       }
@@ -261,14 +257,14 @@ class Transcoder {
         if (lost >= 0)
           throw FileError(
               "Q4226", "a value does not fit the tensor's type",
-              {path_, escape_name(entry.name), -1, std::string("values within ") + file_type_name(entry.type),
+              {writer_.path(), escape_name(entry.name), -1, std::string("values within ") + file_type_name(entry.type),
                "element " + std::to_string(span.first + lost), "write this tensor as bf16 or fp32"});
         out = into;
       }
-      writer_->write_piece(action.entry, span.first * size, out, span.n * size);
+      writer_.write_piece(action.entry, span.first * size, out, span.n * size);
       done_ += source_bytes(action.source, span.n);
     });
-    writer_->end_entry(action.entry);
+    writer_.end_entry(action.entry);
   }
 
   // The largest magnitude of actions [begin, end); every value is looked at, so that what is not finite is refused here.
@@ -304,8 +300,8 @@ class Transcoder {
       uint8_t* scales = codes + blocks * (kBlock / 2);
       kernels_.quantise(dtype_of(values_type(action.source)), data, blocks, global, action.search, codes, scales,
                         sums[i]);
-      writer_->write_piece(action.entry, span.first / 2, codes, span.n / 2);
-      writer_->write_piece(action.scale_entry, span.first / kBlock, scales, blocks);
+      writer_.write_piece(action.entry, span.first / 2, codes, span.n / 2);
+      writer_.write_piece(action.scale_entry, span.first / kBlock, scales, blocks);
       done_ += source_bytes(action.source, span.n);
     });
     for (size_t i = begin; i < end; ++i) {
@@ -320,22 +316,21 @@ class Transcoder {
         report.sums.floor_blocks += sums[s].floor_blocks;
       }
       report_.quantised.push_back(report);
-      writer_->end_entry(action.entry);
-      writer_->end_entry(action.scale_entry);
+      writer_.end_entry(action.entry);
+      writer_.end_entry(action.scale_entry);
       if (action.global_entry < 0) continue;
-      writer_->write_piece(static_cast<size_t>(action.global_entry), 0, &global, sizeof global);
-      writer_->end_entry(static_cast<size_t>(action.global_entry));
+      writer_.write_piece(static_cast<size_t>(action.global_entry), 0, &global, sizeof global);
+      writer_.end_entry(static_cast<size_t>(action.global_entry));
     }
   }
 
+  FileWriter& writer_;
   const TranscodeJob& job_;
   const WeightKernels& kernels_;
   const std::atomic<bool>& cancel_;
   const TranscodeProgress& progress_;
-  const std::string path_;
   const int threads_;
   std::vector<std::unique_ptr<FileSource>> sources_;
-  std::unique_ptr<FileWriter> writer_;
   std::atomic<int64_t> done_{0};
   int64_t total_ = 0, flushed_ = 0;
   TranscodeReport report_;
@@ -343,10 +338,9 @@ class Transcoder {
 
 }  // namespace
 
-TranscodeReport transcode(const std::string& path, FileLayout layout, const TranscodeJob& job,
-                          const WeightKernels& kernels, const std::atomic<bool>& cancel,
-                          const TranscodeProgress& progress) {
-  return Transcoder(path, std::move(layout), job, kernels, cancel, progress).run();
+TranscodeReport transcode(FileWriter& writer, const TranscodeJob& job, const WeightKernels& kernels,
+                          const std::atomic<bool>& cancel, const TranscodeProgress& progress) {
+  return Transcoder(writer, job, kernels, cancel, progress).run();
 }
 
 }  // namespace q4

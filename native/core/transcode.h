@@ -1,6 +1,6 @@
 // Writes one tensor file from the entries of others in a single pass: plain values are converted, matrices quantised to
 // NVFP4 or decoded from it, codes and scales taken over as they are. Memory is a few pieces a thread, whatever the size of
-// a tensor. The file is written aside and renamed when it is whole and reads back.
+// a tensor. The caller owns the writer, and commits when everything else is in place too.
 #pragma once
 #include <atomic>
 #include <functional>
@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "core/file_layout.h"
+#include "core/file_writer.h"
 #include "core/file_parts.h"
 #include "core/weight_kernels.h"
 
@@ -61,18 +61,18 @@ struct QuantiseReport {
 };
 
 struct TranscodeReport {
-  int64_t bytes = 0, source_bytes = 0;
-  double seconds = 0, commit_seconds = 0;
+  int64_t source_bytes = 0;
+  double seconds = 0;
   std::vector<QuantiseReport> quantised;  // in the order of the actions
 };
 
 using TranscodeProgress = std::function<void(int64_t done_bytes, int64_t total_bytes)>;
 
-// Throws FileError: Q4201/Q4202/Q4205/Q4221 for a source, Q4219/Q4220 for a value, Q4224/Q4225 for an entry that does not
-// fit, Q4226 for a value that the new type cannot hold, Q4412/Q4413 for the output, Q4501 when cancelled. Nothing is left
-// then. The file is the same whatever the number of threads. `progress` is called from one thread, in bytes of sources.
-TranscodeReport transcode(const std::string& path, FileLayout layout, const TranscodeJob& job,
-                          const WeightKernels& kernels, const std::atomic<bool>& cancel,
-                          const TranscodeProgress& progress);
+// Writes every entry of `writer`. Throws FileError: Q4201/Q4202/Q4205/Q4221 for a source, Q4219/Q4220 for a value,
+// Q4217/Q4225 for an entry that does not fit, Q4226 for a value that the new type cannot hold, Q4412/Q4413 for the output,
+// Q4501 when cancelled. The file is the same whatever the number of threads. `progress` is called from one thread, in bytes
+// of sources.
+TranscodeReport transcode(FileWriter& writer, const TranscodeJob& job, const WeightKernels& kernels,
+                          const std::atomic<bool>& cancel, const TranscodeProgress& progress);
 
 }  // namespace q4

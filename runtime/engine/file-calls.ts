@@ -45,10 +45,9 @@ export interface NativeIndex {
 }
 
 export interface NativeTranscodeReport {
-  bytes: number;
+  writer: Handle;
   sourceBytes: number;
   seconds: number;
-  commitSeconds: number;
   quantised: {
     action: number;
     elements: number;

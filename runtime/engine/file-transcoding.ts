@@ -1,5 +1,6 @@
 /** Makes a tensor file from the entries of others. See types.ts for the contract. */
-import { fileAddon, longFileCall } from './file-calls.js';
+import { addon } from './addon.js';
+import { fileAddon, fileCall, longFileCall } from './file-calls.js';
 import { makeDirectory } from './file-writing.js';
 import type {
   EntryOf,
@@ -7,7 +8,7 @@ import type {
   FileType,
   TranscodeItem,
   TranscodeOptions,
-  TranscodeResult,
+  Transcoded,
   ValueSource,
 } from './types.js';
 
@@ -78,7 +79,7 @@ export async function transcode(
   format: 'dat' | 'safetensors',
   items: readonly TranscodeItem[],
   options: TranscodeOptions = {},
-): Promise<TranscodeResult> {
+): Promise<Transcoded> {
   const { entries, files, actions } = new Job(items);
   const metadata = Object.entries(options.metadata ?? {});
   await makeDirectory(path);
@@ -86,6 +87,12 @@ export async function transcode(
     fileAddon().fileTranscode({ path, format, entries, metadata, files, actions }, cancel, onProgress),
   );
   options.onProgress?.(report.sourceBytes, report.sourceBytes); // native progress is throttled: the last word is ours
-  const quantised = report.quantised.map(({ action, ...rest }) => ({ name: items[action]!.name, ...rest }));
-  return { ...report, quantised };
+  const { writer, sourceBytes, seconds } = report;
+  return {
+    sourceBytes,
+    seconds,
+    quantised: report.quantised.map(({ action, ...rest }) => ({ name: items[action]!.name, ...rest })),
+    commit: () => fileCall(() => fileAddon().fileCommit(writer)),
+    dispose: () => addon().dispose(writer),
+  };
 }

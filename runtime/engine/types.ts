@@ -87,7 +87,10 @@ export interface DecodeOptions {
   readonly maxTokens: number;
   /** A row ends after one of these; the loop ends when all rows have. */
   readonly stopTokens: readonly number[];
-  /** Called in order for every sampled row that has not ended yet; return true to end that row (a stop string). */
+  /**
+   * Called in order for every sampled row that has not ended yet; return true to end that row (a stop string). What it
+   * throws ends the loop, and the decode rejects with it.
+   */
   readonly onToken?: (row: number, token: number) => boolean | void;
   readonly signal?: AbortSignal;
 }
@@ -243,14 +246,16 @@ export interface Quantised {
   readonly floorBlocks: number;
 }
 
-export interface TranscodeResult {
-  readonly bytes: number;
+/** A file that is whole, but not yet in place. */
+export interface Transcoded {
   readonly sourceBytes: number;
   readonly seconds: number;
-  /** Of them: syncing the disk, reading back, renaming. */
-  readonly commitSeconds: number;
   /** In the order of the items. */
   readonly quantised: readonly Quantised[];
+  /** Synced, read back by the parser, renamed. @returns the file's bytes */
+  commit(): Promise<number>;
+  /** Before the commit this removes what was written. */
+  dispose(): void;
 }
 
 export interface TranscodeOptions {
@@ -295,14 +300,15 @@ export interface TensorFiles {
   ): Promise<WriteResult>;
   /**
    * Writes a file from entries of others, in pieces and on all cores, never through a device: memory does not grow with
-   * the model. Put in place like the files above. Q4219/Q4220 for a value, Q4226 for one that the new type cannot hold.
+   * the model. All values have been looked at when it resolves; commit puts the file in place, dispose removes it.
+   * Q4219/Q4220 for a value, Q4226 for one that the new type cannot hold.
    */
   transcode(
     path: string,
     format: 'dat' | 'safetensors',
     items: readonly TranscodeItem[],
     options?: TranscodeOptions,
-  ): Promise<TranscodeResult>;
+  ): Promise<Transcoded>;
 }
 
 export interface EngineOptions {
