@@ -8,6 +8,7 @@ import { escape, numberText } from './html.js';
 import { lineChart } from './line-chart.js';
 import { memorySection } from './memory.js';
 import { parityChart, type LayerError } from './parity-chart.js';
+import { quantisationSection } from './quantisation.js';
 import type { Report } from './report.js';
 import { STYLE } from './style.js';
 
@@ -28,6 +29,7 @@ export function reportPage(
     cards(report, state),
     ...state.stages.map(trainingSection),
     ...state.stages.map(paritySection),
+    ...state.stages.map(quantisationSection),
     answersSection(state),
     memorySection(state),
     stageTable(state),
