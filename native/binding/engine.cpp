@@ -1,7 +1,7 @@
 // Devices, stores, arenas and programs. Converts to plain structs, works, converts back.
 #include <algorithm>
-#include <array>
 #include <condition_variable>
+#include <cstdint>
 #include <cstring>
 
 #include "binding/handles.h"
@@ -31,13 +31,23 @@ TensorSpec tensor_spec(const Napi::Object& js) {
   return spec;
 }
 
+// Positions in a program's tensors; what is no position at all stays none.
+std::vector<int> positions(const Napi::Value& value) {
+  std::vector<int> found;
+  for (const int64_t i : to_int64s(value)) {
+    if (i < -1 || i > INT32_MAX) throw Error("Q4510", "an operand names a tensor that does not exist");
+    found.push_back(static_cast<int>(i));
+  }
+  return found;
+}
+
 OpSpec op_spec(const Napi::Object& js) {
   OpSpec spec;
   spec.op = text(js.Get("op"));
   spec.scope = text(js.Get("scope"));
   spec.phase = text(js.Get("phase"));
-  for (const int64_t i : to_int64s(js.Get("inputs"))) spec.inputs.push_back(static_cast<int>(i));
-  for (const int64_t i : to_int64s(js.Get("outputs"))) spec.outputs.push_back(static_cast<int>(i));
+  spec.inputs = positions(js.Get("inputs"));
+  spec.outputs = positions(js.Get("outputs"));
   const Napi::Object attrs = object(js.Get("attrs"));
   const Napi::Array names = attrs.GetPropertyNames();
   for (uint32_t i = 0; i < names.Length(); ++i) {
@@ -121,21 +131,29 @@ PartView part_view(const Tensor& tensor, const std::string& part) {
 
 Napi::Value typed_array(Napi::Env env, DType dtype, Napi::ArrayBuffer buffer, size_t bytes) {
   switch (dtype) {
-    case DType::f32: return Napi::Float32Array::New(env, bytes / 4, buffer, 0);
-    case DType::i32: return Napi::Int32Array::New(env, bytes / 4, buffer, 0);
+    case DType::f32:
+      return Napi::Float32Array::New(env, bytes / 4, buffer, 0);
+    case DType::i32:
+      return Napi::Int32Array::New(env, bytes / 4, buffer, 0);
     case DType::bf16:
-    case DType::f16: return Napi::Uint16Array::New(env, bytes / 2, buffer, 0);
-    default: return Napi::Uint8Array::New(env, bytes, buffer, 0);
+    case DType::f16:
+      return Napi::Uint16Array::New(env, bytes / 2, buffer, 0);
+    default:
+      return Napi::Uint8Array::New(env, bytes, buffer, 0);
   }
 }
 
 bool array_type_fits(DType dtype, napi_typedarray_type type) {
   switch (dtype) {
-    case DType::f32: return type == napi_float32_array;
-    case DType::i32: return type == napi_int32_array;
+    case DType::f32:
+      return type == napi_float32_array;
+    case DType::i32:
+      return type == napi_int32_array;
     case DType::bf16:
-    case DType::f16: return type == napi_uint16_array;
-    default: return type == napi_uint8_array;
+    case DType::f16:
+      return type == napi_uint16_array;
+    default:
+      return type == napi_uint8_array;
   }
 }
 
@@ -213,7 +231,8 @@ Napi::Value executable_decode(const Napi::CallbackInfo& info) {
   const std::string tokens = text(info[1]);
   DecodeLimits limits;
   limits.max_tokens = to_int64(info[2]);
-  for (const int64_t token : to_int64s(info[3])) limits.stop_tokens.push_back(static_cast<int32_t>(token));
+  for (const int64_t token : to_int64s(info[3]))
+    if (token >= 0 && token <= INT32_MAX) limits.stop_tokens.push_back(static_cast<int32_t>(token));
   auto cancel = get_handle<CancelFlag>(info[4]);
   auto state = std::make_shared<DecodeState>();
   auto callback = Napi::ThreadSafeFunction::New(info.Env(), info[5].As<Napi::Function>(), "q4run decode", 8, 1);
@@ -252,8 +271,8 @@ Napi::Value executable_decode(const Napi::CallbackInfo& info) {
           Napi::ThreadSafeFunction& callback;
           ~Release() { callback.Release(); }
         } release{callback};
-        state->outcome = program->decode(
-            tokens, limits, *cancel, [&](const std::vector<int32_t>& step, std::vector<uint8_t>& live) {
+        state->outcome =
+            program->decode(tokens, limits, *cancel, [&](const std::vector<int32_t>& step, std::vector<uint8_t>& live) {
               auto* copy = new std::vector<int32_t>(step);
               {
                 const std::lock_guard lock(state->mutex);
@@ -342,7 +361,9 @@ void register_engine(Napi::Env env, Napi::Object exports) {
     return info.Env().Undefined();
   });
   add("storeRename", [](const Napi::CallbackInfo& info) -> Napi::Value {
-    get_handle<Store>(info[0])->rename(text(info[1]), text(info[2]));
+    const auto store = get_handle<Store>(info[0]);
+    const auto lock = acquire(*store->device());
+    store->rename(text(info[1]), text(info[2]));
     return info.Env().Undefined();
   });
   add("storeRead", store_read);

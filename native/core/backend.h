@@ -23,11 +23,11 @@
 namespace q4 {
 
 struct DeviceInfo {
-  std::string kind;         // "cpu" or "cuda"
-  std::string name;         // as a person knows it: "AMD EPYC", "NVIDIA H200"
-  std::string instructions; // "reference", "avx2", "avx512", "sm_90a", ...
-  int index = 0;            // which device of its kind
-  int threads = 0;          // worker threads (cpu)
+  std::string kind;          // "cpu" or "cuda"
+  std::string name;          // as a person knows it: "AMD EPYC", "NVIDIA H200"
+  std::string instructions;  // "reference", "avx2", "avx512", "sm_90a", ...
+  int index = 0;             // which device of its kind
+  int threads = 0;           // worker threads (cpu)
   int64_t total_bytes = 0, free_bytes = 0;
 };
 
@@ -64,7 +64,10 @@ class Backend {
   // ---- steady state ------------------------------------------------------------------------------------------------
   // A program calls begin_run / end_run around its ops. A backend that can record and replay a sequence (CUDA graphs)
   // returns false from begin_run when it replays `program`, and the ops are then not called.
-  virtual bool begin_run(uint64_t program, bool profiled) { (void)program, (void)profiled; return true; }
+  virtual bool begin_run(uint64_t program, bool profiled) {
+    (void)program, (void)profiled;
+    return true;
+  }
   virtual void end_run(uint64_t program) { (void)program; }
   virtual void forget(uint64_t program) noexcept { (void)program; }
   // For profiles: seconds since an arbitrary start, on the device's clock, after the work enqueued so far.
@@ -84,8 +87,8 @@ class Backend {
 
   // rms_norm over each head's D, then RoPE (half-split; angle = position·theta^(-2i/D), fp32).
   // x act [N, heads·D], weight f32 [D], positions i32 [N] → y act [N, heads·D], rstd f32 [N·heads]; overwrites.
-  virtual void head_norm_rope(const Tensor& x, const Tensor& weight, const Tensor& positions, int64_t head_dim, float eps,
-                              double theta, const Tensor& y, const Tensor& rstd) = 0;
+  virtual void head_norm_rope(const Tensor& x, const Tensor& weight, const Tensor& positions, int64_t head_dim,
+                              float eps, double theta, const Tensor& y, const Tensor& rstd) = 0;
 
   // y = x·Wᵀ.  x act [N,K], W [O,K] → y act or f32 [N,O]; overwrites. Small N must be bound by reading W once.
   virtual void linear(const Tensor& x, const Tensor& weight, const Tensor& y) = 0;
@@ -95,8 +98,9 @@ class Backend {
   // Query t of sequence b sees keys j of b with attend_from[b·T+t] ≤ j ≤ past[b]+t.
   // attend_from i32 [batch·T] optional (0); past i32 [batch] optional (0).
   // → out act [batch·T, heads·D]; lse f32 [batch·T, heads], the log-sum-exp of the scaled scores; both overwritten.
-  virtual void attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& attend_from, const Tensor& past,
-                         const AttentionShape& shape, const Tensor& out, const Tensor& lse, const Tensor& scratch) = 0;
+  virtual void attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& attend_from,
+                         const Tensor& past, const AttentionShape& shape, const Tensor& out, const Tensor& lse,
+                         const Tensor& scratch) = 0;
 
   // Appends T rows a sequence: cache[b, past[b]+t, :] = rows[b·T+t, :], for k and v, in place.
   // k, v act [batch·T, kv]; past i32 [batch]; caches act [batch·S, kv]. Rows that would fall at S or beyond are dropped.
@@ -117,7 +121,7 @@ class Backend {
   // loss (+)= scale·Σ_{label≥0} (lse − logit[label]); rows with label < 0 do not count and get a zero gradient.
   // x act [N,H], W [V,H], labels i32 [N], scale f32 [1] (1 / counted tokens of the whole step)
   // → loss f32 [1] (accumulates); and when given, the gradients of that loss: dx act [N,H] (overwrites) and
-  //   dW f32 [V,H] (accumulates).
+  //   dW f32 [V,H] (accumulates).  scratch f32 [rows of a chunk, V].
   virtual void linear_cross_entropy(const Tensor& x, const Tensor& weight, const Tensor& labels, const Tensor& scale,
                                     bool accumulate, const Tensor& loss, const Tensor& dx, const Tensor& dweight,
                                     const Tensor& scratch) = 0;
@@ -195,8 +199,8 @@ class Backend {
   virtual void count_changed(const Tensor& a, const Tensor& b, int64_t slot, const Tensor& out) = 0;
 
   // ---- filling and converting --------------------------------------------------------------------------------------
-  virtual void fill(float value, const Tensor& y) = 0;             // y f32|bf16|i32; overwrites
-  virtual void cast(const Tensor& x, const Tensor& y) = 0;         // f32|bf16|f16 → f32|bf16|f16, RNE; overwrites
+  virtual void fill(float value, const Tensor& y) = 0;      // y f32|bf16|i32; overwrites
+  virtual void cast(const Tensor& x, const Tensor& y) = 0;  // f32|bf16|f16 → f32|bf16|f16, RNE; overwrites
   // y = std · normal(Philox(seed, stream, element)), Box–Muller.  y f32.
   virtual void random_normal(uint64_t seed, int64_t stream, float std, const Tensor& y) = 0;
 
@@ -225,10 +229,10 @@ std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options);
 
 // What a build has and a machine offers, for `doctor` and `device: auto`. Never throws.
 struct CudaProbe {
-  bool built = false;      // compiled with CUDA
-  std::string targets;     // "sm_90a sm_100a sm_120a ..."
-  int devices = 0;         // usable devices
-  std::string reason;      // why there is none
+  bool built = false;   // compiled with CUDA
+  std::string targets;  // "sm_90a sm_100a sm_120a ..."
+  int devices = 0;      // usable devices
+  std::string reason;   // why there is none
   std::vector<DeviceInfo> list;
 };
 CudaProbe probe_cuda();

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
 #include <string>
 
@@ -55,9 +56,16 @@ void check_op(const OpDef& def, const OpCall& call) {
 
 int64_t OpChecker::count(int i) const {
   const double value = attr(i);
-  if (!(value >= 1 && value <= 1e15 && value == std::floor(value)))
+  // Products of two stay within 64 bits.
+  if (!(value >= 1 && value <= INT32_MAX && value == std::floor(value)))
     throw Error("Q4510", std::string(def_.name) + ": attribute " + def_.attrs[i] + " must be a positive whole number");
   return static_cast<int64_t>(value);
+}
+
+void OpChecker::whole(int i, double least, double most) const {
+  const double value = attr(i);
+  if (value >= least && value <= most && value == std::floor(value)) return;
+  throw Error("Q4510", std::string(def_.name) + ": attribute " + def_.attrs[i] + " is out of range");
 }
 
 void OpChecker::require(bool condition, const char* what) const {

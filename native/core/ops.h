@@ -39,6 +39,8 @@ class OpChecker {
   double attr(int i) const { return call_.attrs[i]; }
   // A positive whole number.
   int64_t count(int i) const;
+  // Attribute i must be a whole number in [least, most]: what is cast to an integer has to fit it.
+  void whole(int i, double least, double most) const;
   // Operand i has one of the dtypes (bit mask) and exactly these dimensions; -1 takes any. Absent optionals pass.
   void in_is(int i, unsigned dtypes, std::initializer_list<int64_t> dims) const;
   void out_is(int i, unsigned dtypes, std::initializer_list<int64_t> dims) const;

@@ -1,10 +1,15 @@
 // Sampling and the state of a decode loop: checks and calls.
+#include <cstdint>
+
 #include "core/ops.h"
 
 namespace q4 {
 
 void add_decode_ops(std::vector<OpDef>& table) {
-  table.push_back({"sample", {"logits", "sampling", "rng", "past"}, {"seen", "ids", "scratch?"}, {},
+  table.push_back({"sample",
+                   {"logits", "sampling", "rng", "past"},
+                   {"seen", "ids", "scratch?"},
+                   {},
                    [](OpChecker& c) {
                      const int64_t batch = c.in(0).rows(), vocabulary = c.in(0).cols();
                      c.in_is(0, kF32, {-1, -1});
@@ -18,8 +23,15 @@ void add_decode_ops(std::vector<OpDef>& table) {
                    [](Backend& b, const OpCall& o) {
                      b.sample(o.in[0], o.in[1], o.in[2], o.in[3], o.out[0], o.out[1], o.out[2]);
                    }});
-  table.push_back({"increment", {}, {"x"}, {"by", "max"},
-                   [](OpChecker& c) { c.require(c.out(0).dtype == DType::i32, "x must be i32"); },
+  table.push_back({"increment",
+                   {},
+                   {"x"},
+                   {"by", "max"},
+                   [](OpChecker& c) {
+                     c.require(c.out(0).dtype == DType::i32, "x must be i32");
+                     c.whole(0, INT32_MIN, INT32_MAX);
+                     c.whole(1, INT32_MIN, INT32_MAX);
+                   },
                    [](Backend& b, const OpCall& o) {
                      b.increment(static_cast<int64_t>(o.attrs[0]), static_cast<int64_t>(o.attrs[1]), o.out[0]);
                    }});

@@ -34,14 +34,20 @@ void check_attention(OpChecker& c) {
 }  // namespace
 
 void add_forward_ops(std::vector<OpDef>& table) {
-  table.push_back({"embedding", {"table", "ids"}, {"y"}, {},
+  table.push_back({"embedding",
+                   {"table", "ids"},
+                   {"y"},
+                   {},
                    [](OpChecker& c) {
                      c.in_is(0, kPlain, {-1, -1});
                      c.in_is(1, kI32, {-1});
                      c.out_is(0, kAct, {c.in(1).rows(), c.in(0).cols()});
                    },
                    [](Backend& b, const OpCall& o) { b.embedding(o.in[0], o.in[1], o.out[0]); }});
-  table.push_back({"rms_norm", {"x", "weight"}, {"y", "rstd"}, {"eps"},
+  table.push_back({"rms_norm",
+                   {"x", "weight"},
+                   {"y", "rstd"},
+                   {"eps"},
                    [](OpChecker& c) {
                      const int64_t n = c.in(0).rows(), width = c.in(0).cols();
                      c.in_is(0, kAct, {-1, -1});
@@ -52,7 +58,10 @@ void add_forward_ops(std::vector<OpDef>& table) {
                    [](Backend& b, const OpCall& o) {
                      b.rms_norm(o.in[0], o.in[1], static_cast<float>(o.attrs[0]), o.out[0], o.out[1]);
                    }});
-  table.push_back({"add_rms_norm", {"x", "branch", "weight"}, {"sum", "y", "rstd"}, {"eps"},
+  table.push_back({"add_rms_norm",
+                   {"x", "branch", "weight"},
+                   {"sum", "y", "rstd"},
+                   {"eps"},
                    [](OpChecker& c) {
                      const int64_t n = c.in(0).rows(), width = c.in(0).cols();
                      c.in_is(0, kAct, {-1, -1});
@@ -66,7 +75,10 @@ void add_forward_ops(std::vector<OpDef>& table) {
                      b.add_rms_norm(o.in[0], o.in[1], o.in[2], static_cast<float>(o.attrs[0]), o.out[0], o.out[1],
                                     o.out[2]);
                    }});
-  table.push_back({"head_norm_rope", {"x", "weight", "positions"}, {"y", "rstd"}, {"head_dim", "eps", "theta"},
+  table.push_back({"head_norm_rope",
+                   {"x", "weight", "positions"},
+                   {"y", "rstd"},
+                   {"head_dim", "eps", "theta"},
                    [](OpChecker& c) {
                      const int64_t n = c.in(0).rows(), width = c.in(0).cols(), dim = c.count(0);
                      c.require(dim % 2 == 0 && width % dim == 0, "width must be whole heads of an even head_dim");
@@ -80,20 +92,29 @@ void add_forward_ops(std::vector<OpDef>& table) {
                      b.head_norm_rope(o.in[0], o.in[1], o.in[2], static_cast<int64_t>(o.attrs[0]),
                                       static_cast<float>(o.attrs[1]), o.attrs[2], o.out[0], o.out[1]);
                    }});
-  table.push_back({"linear", {"x", "weight"}, {"y"}, {},
+  table.push_back({"linear",
+                   {"x", "weight"},
+                   {"y"},
+                   {},
                    [](OpChecker& c) {
                      c.in_is(0, kAct, {-1, -1});
                      c.in_is(1, kWeight, {-1, c.in(0).cols()});
                      c.out_is(0, kF32 | same(c.in(0)), {c.in(0).rows(), c.in(1).rows()});
                    },
                    [](Backend& b, const OpCall& o) { b.linear(o.in[0], o.in[1], o.out[0]); }});
-  table.push_back({"attention", {"q", "k", "v", "attend_from?", "past?"}, {"out", "lse", "scratch?"},
-                   {"batch", "heads", "kv_heads", "head_dim"}, check_attention,
+  table.push_back({"attention",
+                   {"q", "k", "v", "attend_from?", "past?"},
+                   {"out", "lse", "scratch?"},
+                   {"batch", "heads", "kv_heads", "head_dim"},
+                   check_attention,
                    [](Backend& b, const OpCall& o) {
                      b.attention(o.in[0], o.in[1], o.in[2], o.in[3], o.in[4], attention_shape(o), o.out[0], o.out[1],
                                  o.out[2]);
                    }});
-  table.push_back({"kv_append", {"k", "v", "past"}, {"k_cache", "v_cache"}, {"batch"},
+  table.push_back({"kv_append",
+                   {"k", "v", "past"},
+                   {"k_cache", "v_cache"},
+                   {"batch"},
                    [](OpChecker& c) {
                      const int64_t batch = c.count(0), n = c.in(0).rows(), width = c.in(0).cols();
                      const int64_t capacity = c.out(0).rows();
@@ -107,7 +128,10 @@ void add_forward_ops(std::vector<OpDef>& table) {
                    [](Backend& b, const OpCall& o) {
                      b.kv_append(o.in[0], o.in[1], o.in[2], static_cast<int64_t>(o.attrs[0]), o.out[0], o.out[1]);
                    }});
-  table.push_back({"swiglu", {"gate", "up"}, {"y"}, {},
+  table.push_back({"swiglu",
+                   {"gate", "up"},
+                   {"y"},
+                   {},
                    [](OpChecker& c) {
                      const int64_t n = c.in(0).rows(), width = c.in(0).cols();
                      c.in_is(0, kAct, {-1, -1});
@@ -115,21 +139,30 @@ void add_forward_ops(std::vector<OpDef>& table) {
                      c.out_is(0, same(c.in(0)), {n, width});
                    },
                    [](Backend& b, const OpCall& o) { b.swiglu(o.in[0], o.in[1], o.out[0]); }});
-  table.push_back({"add", {"a", "b"}, {"y"}, {},
+  table.push_back({"add",
+                   {"a", "b"},
+                   {"y"},
+                   {},
                    [](OpChecker& c) {
                      const Tensor &a = c.in(0), &b = c.in(1), &y = c.out(0);
                      c.require(a.dims == b.dims && a.dims == y.dims, "shapes must be equal");
-                     c.require((same(a) & kAct) && same(a) == same(b) && same(a) == same(y), "dtypes must be one of f32, bf16");
+                     c.require((same(a) & kAct) && same(a) == same(b) && same(a) == same(y),
+                               "dtypes must be one of f32, bf16");
                    },
                    [](Backend& b, const OpCall& o) { b.add(o.in[0], o.in[1], o.out[0]); }});
-  table.push_back({"gather_rows", {"x", "rows"}, {"y"}, {},
+  table.push_back({"gather_rows",
+                   {"x", "rows"},
+                   {"y"},
+                   {},
                    [](OpChecker& c) {
                      c.in_is(0, kAct, {-1, -1});
                      c.in_is(1, kI32, {-1});
                      c.out_is(0, same(c.in(0)), {c.in(1).rows(), c.in(0).cols()});
                    },
                    [](Backend& b, const OpCall& o) { b.gather_rows(o.in[0], o.in[1], o.out[0]); }});
-  table.push_back({"linear_cross_entropy", {"x", "weight", "labels", "scale"}, {"loss", "dx?", "dweight?", "scratch"},
+  table.push_back({"linear_cross_entropy",
+                   {"x", "weight", "labels", "scale"},
+                   {"loss", "dx?", "dweight?", "scratch"},
                    {"accumulate"},
                    [](OpChecker& c) {
                      const int64_t n = c.in(0).rows(), width = c.in(0).cols(), vocabulary = c.in(1).rows();
@@ -140,24 +173,27 @@ void add_forward_ops(std::vector<OpDef>& table) {
                      c.out_is(0, kF32, {1});
                      c.out_is(1, same(c.in(0)), {n, width});
                      c.out_is(2, kAct, {vocabulary, width});
+                     c.out_is(3, kF32, {-1, vocabulary});
                      c.require(!c.out(2) || c.out(1), "dweight needs dx");
                    },
                    [](Backend& b, const OpCall& o) {
                      b.linear_cross_entropy(o.in[0], o.in[1], o.in[2], o.in[3], o.attrs[0] != 0, o.out[0], o.out[1],
                                             o.out[2], o.out[3]);
                    }});
-  table.push_back({"l1_loss", {"x", "target", "scale"}, {"loss", "dx?"}, {"accumulate"},
-                   [](OpChecker& c) {
-                     const int64_t n = c.in(0).rows(), width = c.in(0).cols();
-                     c.in_is(0, kAct, {-1, -1});
-                     c.in_is(1, kF32, {n, width});
-                     c.in_is(2, kF32, {1});
-                     c.out_is(0, kF32, {1});
-                     c.out_is(1, same(c.in(0)), {n, width});
-                   },
-                   [](Backend& b, const OpCall& o) {
-                     b.l1_loss(o.in[0], o.in[1], o.in[2], o.attrs[0] != 0, o.out[0], o.out[1]);
-                   }});
+  table.push_back(
+      {"l1_loss",
+       {"x", "target", "scale"},
+       {"loss", "dx?"},
+       {"accumulate"},
+       [](OpChecker& c) {
+         const int64_t n = c.in(0).rows(), width = c.in(0).cols();
+         c.in_is(0, kAct, {-1, -1});
+         c.in_is(1, kF32, {n, width});
+         c.in_is(2, kF32, {1});
+         c.out_is(0, kF32, {1});
+         c.out_is(1, same(c.in(0)), {n, width});
+       },
+       [](Backend& b, const OpCall& o) { b.l1_loss(o.in[0], o.in[1], o.in[2], o.attrs[0] != 0, o.out[0], o.out[1]); }});
 }
 
 }  // namespace q4

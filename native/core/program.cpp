@@ -13,6 +13,19 @@ std::atomic<uint64_t> next_program_id{1};
 int64_t span_bytes(const Tensor& tensor) {
   return tensor.dtype == DType::nvfp4 ? tensor_bytes(tensor) : tensor.elements() * element_bytes(tensor.dtype);
 }
+bool overlap(const Tensor& a, const Tensor& b) {
+  const auto *x = a.as<uint8_t>(), *y = b.as<uint8_t>();
+  return a && b && x < y + span_bytes(b) && y < x + span_bytes(a);
+}
+
+// Whole numbers among an op's inputs say where in memory it reads: they are checked before the op writes, so it must
+// not write over them.
+void check_indices_apart(const OpCall& call) {
+  for (const Tensor& input : call.in)
+    for (const Tensor& output : call.out)
+      if (input.dtype == DType::i32 && overlap(input, output))
+        throw Error("Q4510", "an op would write over the indices that it reads");
+}
 }  // namespace
 
 Tensor Program::bind(const TensorSpec& spec) {
@@ -28,8 +41,8 @@ Tensor Program::bind(const TensorSpec& spec) {
   const Tensor stored = store_->find(spec.store_name);
   const auto allocation = store_->allocation(spec.store_name);
   const bool whole = spec.offset == 0 && stored.dims == tensor.dims;
-  const bool fits = spec.offset % std::max<int64_t>(1, element_bytes(tensor.dtype)) == 0 &&
-                    spec.offset <= span_bytes(stored) - bytes;
+  const bool fits =
+      spec.offset % std::max<int64_t>(1, element_bytes(tensor.dtype)) == 0 && spec.offset <= span_bytes(stored) - bytes;
   if (stored.dtype != tensor.dtype || (tensor.dtype == DType::nvfp4 ? !whole : !fits))
     throw Error("Q4510", "tensor '" + spec.name + "' is " + describe(tensor) + " in the program, but '" +
                              spec.store_name + "' is " + describe(stored) + " in the store");
@@ -40,9 +53,13 @@ Tensor Program::bind(const TensorSpec& spec) {
 
 Program::Program(std::shared_ptr<Store> store, const ProgramSpec& spec, std::shared_ptr<Allocation> arena)
     : store_(std::move(store)), arena_(std::move(arena)), id_(next_program_id++) {
+  if (spec.arena_bytes < 0) throw Error("Q4510", "program '" + spec.name + "' has an arena of a negative size");
   if (!arena_) arena_ = std::make_shared<Allocation>(store_->device(), std::max<int64_t>(spec.arena_bytes, kAlignment));
+  if (arena_->device() != store_->device())
+    throw Error("Q4510", "program '" + spec.name + "' was given the arena of another engine");
   if (arena_->bytes() < spec.arena_bytes)
-    throw Error("Q4510", "program '" + spec.name + "' needs an arena of " + std::to_string(spec.arena_bytes) + " bytes");
+    throw Error("Q4510",
+                "program '" + spec.name + "' needs an arena of " + std::to_string(spec.arena_bytes) + " bytes");
   std::vector<Tensor> tensors;
   tensors.reserve(spec.tensors.size());
   for (const TensorSpec& tensor : spec.tensors) tensors.push_back(bind(tensor));
@@ -65,9 +82,11 @@ Program::Program(std::shared_ptr<Store> store, const ProgramSpec& spec, std::sha
       if (found == op.attrs.end()) throw Error("Q4510", op.op + " at " + op.scope + " lacks attribute " + name);
       call.attrs.push_back(found->second);
     }
-    if (op.attrs.size() != def.attrs.size()) throw Error("Q4510", op.op + " at " + op.scope + " has unknown attributes");
+    if (op.attrs.size() != def.attrs.size())
+      throw Error("Q4510", op.op + " at " + op.scope + " has unknown attributes");
     try {
       check_op(def, call);
+      check_indices_apart(call);
     } catch (const Error& error) {
       throw Error(error.code(), std::string(error.what()) + " (at " + op.scope + " in program '" + spec.name + "')");
     }
@@ -117,7 +136,14 @@ DecodeOutcome Program::decode(const std::string& tokens, const DecodeLimits& lim
       outcome.cancelled = true;
       break;
     }
-    execute(cancel, nullptr);
+    try {
+      execute(cancel, nullptr);
+    } catch (const Error& error) {
+      // Cancelled within a step: what that step began is not told, and the loop ends as between steps.
+      if (error.code() != "Q4501") throw;
+      outcome.cancelled = true;
+      break;
+    }
     backend().download(step_tokens.data(), sampled.data, sampled.elements() * 4);
     ++outcome.steps;
     on_step(step_tokens, live);

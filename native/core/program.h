@@ -56,7 +56,8 @@ class Program {
   void run(const CancelFlag& cancel, std::vector<double>* op_seconds);
 
   // Runs until every row of `tokens` (i32 [B] in the store) has ended. After each run `on_step` gets the sampled tokens
-  // and the rows' liveness before this step; it may end rows by clearing their flags.
+  // and the rows' liveness before this step; it may end rows by clearing their flags. Cancelling ends it without an
+  // error; a step that was under way then is not counted.
   DecodeOutcome decode(const std::string& tokens, const DecodeLimits& limits, const CancelFlag& cancel,
                        const std::function<void(const std::vector<int32_t>&, std::vector<uint8_t>& live)>& on_step);
 

@@ -26,6 +26,7 @@ class Allocation {
   Allocation(const Allocation&) = delete;
   Allocation& operator=(const Allocation&) = delete;
   void* memory() const { return memory_; }
+  const std::shared_ptr<Device>& device() const { return device_; }
   int64_t bytes() const { return bytes_; }
 
  private:

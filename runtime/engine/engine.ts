@@ -33,7 +33,10 @@ function native<T>(call: () => T): T {
 }
 
 /** A native cancel flag that follows an AbortSignal for the time of one call. */
-async function cancellable<T>(signal: AbortSignal | undefined, call: (flag: Handle) => Promise<T>): Promise<T> {
+async function cancellable<T>(
+  signal: AbortSignal | undefined,
+  call: (flag: Handle) => Promise<T>,
+): Promise<T> {
   const flag = addon().createCancel();
   const cancel = (): void => addon().cancel(flag);
   if (signal?.aborted) cancel();
@@ -103,7 +106,9 @@ class NativeExecutable implements Executable {
   async run(options: RunOptions = {}): Promise<RunResult> {
     const started = performance.now();
     const profile = options.profile ?? false;
-    const times = await cancellable(options.signal, (flag) => addon().executableRun(this.handle, flag, profile));
+    const times = await cancellable(options.signal, (flag) =>
+      addon().executableRun(this.handle, flag, profile),
+    );
     const seconds = (performance.now() - started) / 1000;
     if (!times) return { seconds };
     const ops = this.program.ops.map(({ op, scope, phase }, index) => {
@@ -118,24 +123,47 @@ class NativeExecutable implements Executable {
     const finish: ('stop' | 'length' | 'cancelled' | undefined)[] = Array.from({ length: rows });
     const stops = new Set(options.stopTokens);
     // The native loop runs a few steps ahead of this callback, so rows are cut here, where the decision is made.
+    let thrown: { error: unknown } | undefined;
+    const sees = (row: number, token: number): boolean => {
+      try {
+        return options.onToken?.(row, token) === true;
+      } catch (error) {
+        // Told once, after the loop has ended; no callback follows it.
+        thrown = { error };
+        finish.fill('cancelled');
+        return true;
+      }
+    };
     const onStep = (step: Int32Array): number[] | undefined => {
       const ended: number[] = [];
       step.forEach((token, row) => {
         if (finish[row]) return;
         tokens[row]?.push(token);
-        const stopped = options.onToken?.(row, token) === true || stops.has(token);
-        if (!stopped) return;
-        finish[row] = 'stop';
+        if (!sees(row, token) && !stops.has(token)) return;
+        finish[row] ??= 'stop';
         ended.push(row);
       });
-      return ended.length > 0 ? ended : undefined;
+      return thrown ? finish.map((_, row) => row) : ended.length > 0 ? ended : undefined;
     };
     const started = performance.now();
     const { steps, cancelled } = await cancellable(options.signal, (flag) =>
-      addon().executableDecode(this.handle, options.tokens, options.maxTokens, options.stopTokens, flag, onStep),
+      addon().executableDecode(
+        this.handle,
+        options.tokens,
+        options.maxTokens,
+        options.stopTokens,
+        flag,
+        onStep,
+      ),
     );
+    if (thrown) throw thrown.error;
     const open = cancelled ? 'cancelled' : 'length';
-    return { tokens, finish: finish.map((f) => f ?? open), seconds: (performance.now() - started) / 1000, steps };
+    return {
+      tokens,
+      finish: finish.map((f) => f ?? open),
+      seconds: (performance.now() - started) / 1000,
+      steps,
+    };
   }
 
   dispose(): void {
