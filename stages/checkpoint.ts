@@ -36,7 +36,7 @@ async function commit(model: LoadedModel, inputs: StageValues, ctx: StageContext
   const known = inputs['checkpoint'] as CheckpointRef | undefined;
   if (known) return known;
   const write = async (directory: string): Promise<void> => {
-    await saveState(ctx.engine.files, model, (file) => ctx.files.join(directory, file), false);
+    await saveState(ctx.engine.files, model, (file) => ctx.files.join(directory, file), null);
     await ctx.files.writeText(ctx.files.join(directory, 'config.json'), model.configText);
   };
   return ctx.checkpoints.commit(0, {}, write, { keepLast: 1 });

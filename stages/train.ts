@@ -154,7 +154,8 @@ class TrainingRun {
         found: `wiring ${saved.fingerprint}`,
         hint: 'start anew with --fresh',
       });
-    await restoreState(ctx.engine.files, session.model, (file) => ctx.files.join(ref.path, file));
+    const { model, moments } = session;
+    await restoreState(ctx.engine.files, model, (file) => ctx.files.join(ref.path, file), moments);
     this.progress = { ...saved };
     this.#saved = ref.step;
     ctx.emit({ ev: 'resume', step: ref.step, path: ref.path });
@@ -239,17 +240,18 @@ class TrainingRun {
     if (every > 0 && this.progress.step % every === 0) await this.save();
   }
 
-  /** Everything the next step depends on, unless this step is saved already. */
+  /** Everything the next step depends on, unless this step is saved already; to pin it, it is saved again. */
   async save(pinned = false): Promise<CheckpointRef> {
     const { ctx, params, progress, session } = this;
-    const known = this.#saved === progress.step ? await ctx.checkpoints.latest() : null;
+    const known = this.#saved === progress.step && !pinned ? await ctx.checkpoints.latest() : null;
     if (known) return known;
     const { keep_last: keepLast, keep_best: keepBest } = params.checkpoint;
     const evaluated = progress.eval_losses.at(-1);
     const score = evaluated?.step === progress.step ? { score: evaluated.loss } : {};
     const write = async (directory: string): Promise<void> => {
-      await saveState(ctx.engine.files, session.model, (file) => ctx.files.join(directory, file), true);
-      await ctx.files.writeText(ctx.files.join(directory, 'config.json'), session.model.configText);
+      const { model, moments } = session;
+      await saveState(ctx.engine.files, model, (file) => ctx.files.join(directory, file), moments);
+      await ctx.files.writeText(ctx.files.join(directory, 'config.json'), model.configText);
     };
     const meta = structuredClone(progress) as unknown as Json;
     const ref = await ctx.checkpoints.commit(progress.step, meta, write, {
@@ -288,6 +290,7 @@ async function run(params: Params, inputs: StageValues, ctx: StageContext): Prom
   const rowsPerStep = params.batch_size * params.accumulate;
   const steps = params.steps ?? data.stream().stepsForEpochs(params.epochs!, rowsPerStep);
   const options = { ...optionsOf(params, ctx.seed), evaluates: data.evaluation !== null };
+  const peakBefore = ctx.engine.memory.peakBytes;
   const session = await TrainingSession.open(ctx.engine, model, options);
   let training: TrainingRun;
   let failure: Q4Error | null;
@@ -297,7 +300,9 @@ async function run(params: Params, inputs: StageValues, ctx: StageContext): Prom
     training = new TrainingRun(params, ctx, session, data, steps);
     await training.resume();
     failure = await training.train();
-    used = ctx.engine.memory.allocatedBytes;
+    const { allocatedBytes, peakBytes } = ctx.engine.memory;
+    // An earlier stage may have held more; a session takes what it needs when it opens.
+    used = peakBytes > peakBefore ? peakBytes : allocatedBytes;
     checkpoint = await training.save();
   } finally {
     session.dispose();

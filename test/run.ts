@@ -3,7 +3,7 @@
  * `test.run()`, forgives a throwing hook and knows no time-out. The last line, `N passed, N failed[, N skipped]`, is
  * what CI reads.
  *
- *   node --import tsx test/run.ts [--gpu] [--timeout SECONDS] [--jobs N] [--verbose] [part of a path …]
+ *   node --import tsx test/run.ts [--gpu | --faults] [--timeout SECONDS] [--jobs N] [--verbose] [part of a path …]
  */
 import { fork } from 'node:child_process';
 import { readdirSync } from 'node:fs';
@@ -70,10 +70,16 @@ export function runFile(file: string, timeoutSeconds = DEFAULT_TIMEOUT_S): Promi
 export const failures = (outcome: FileOutcome): number =>
   outcome.total - outcome.passed + (outcome.broken === null ? 0 : 1);
 
-function testFiles(gpu: boolean, filters: readonly string[]): string[] {
+/** Rooms of tests that run only when they are asked for: they need a GPU, or minutes. */
+const APART = ['gpu', 'faults'] as const;
+type Room = (typeof APART)[number] | null;
+
+const roomOf = (path: string): Room => APART.find((room) => path.startsWith(`${room}${sep}`)) ?? null;
+
+function testFiles(room: Room, filters: readonly string[]): string[] {
   return readdirSync(HERE, { recursive: true, encoding: 'utf8' })
     .filter((path) => path.endsWith('.test.ts'))
-    .filter((path) => path.startsWith(`gpu${sep}`) === gpu)
+    .filter((path) => roomOf(path) === room)
     .map((path) => join(HERE, path))
     .filter((path) => filters.length === 0 || filters.some((part) => relative(ROOT, path).includes(part)))
     .sort();
@@ -96,12 +102,13 @@ async function main(): Promise<void> {
     allowPositionals: true,
     options: {
       gpu: { type: 'boolean', default: false },
+      faults: { type: 'boolean', default: false },
       verbose: { type: 'boolean', default: false },
       timeout: { type: 'string', default: String(DEFAULT_TIMEOUT_S) },
       jobs: { type: 'string', default: String(DEFAULT_JOBS) },
     },
   });
-  const files = testFiles(values.gpu, positionals);
+  const files = testFiles(values.gpu ? 'gpu' : values.faults ? 'faults' : null, positionals);
   const totals = { passed: 0, failed: 0, skipped: 0 };
   const queue = files.values();
   const lane = async (): Promise<void> => {

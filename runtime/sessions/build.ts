@@ -1,5 +1,6 @@
 /** Turns loaded weights, or nothing but a config and a seed, into a model that answers and, with masters, trains. */
 import type { Engine, Store } from '../engine/types.js';
+import { Q4Error } from '../errors.js';
 import { lower } from '../graph/lower.js';
 import { cast } from '../graph/ops/filling.js';
 import { Recorder } from '../graph/recorder.js';
@@ -58,7 +59,13 @@ async function convert(engine: Engine, store: Store, name: string, dtype: DType)
   store.free(old);
 }
 
-/** The weights' store becomes the model's: masters are made from the codes, plain weights that train become masters. */
+/** Stores that a model was made of. */
+const taken = new WeakSet<Store>();
+
+/**
+ * The weights' store becomes the model's: masters are made from the codes, plain weights that train become masters.
+ * @throws Q4Error Q4502 when they are a model already: training one of two would change both.
+ */
 export async function buildFromWeights(
   engine: Engine,
   weights: Weights,
@@ -66,6 +73,11 @@ export async function buildFromWeights(
   activation: Activation,
 ): Promise<LoadedModel> {
   const { store, config, configText, origin, text, path } = weights;
+  if (taken.has(store))
+    throw new Q4Error('Q4502', 'these weights are a model already', {
+      hint: 'a second model needs a load-dat stage of its own',
+    });
+  taken.add(store);
   const layout = layOut(config, new Map([...origin].map(([name, { storage }]) => [name, storage])), options);
   for (const { weight } of layout.parameters)
     if (store.info(weight.name).dtype !== weight.dtype)

@@ -11,6 +11,9 @@ import { datEntries, matchWeights, type Destination } from './weight-file.js';
 export const WEIGHTS_FILE = 'weights.dat';
 export const OPTIMIZER_FILE = 'optimizer.dat';
 
+/** What a run depends on is saved whatever it is; a file for others must be finite. */
+const AS_IT_IS = { allowNonFinite: true } as const;
+
 const typeOf = (dtype: WeightStorage['dtype']): FileType => dtype as FileType;
 
 /** Every parameter as it is held now. */
@@ -58,26 +61,27 @@ const plain = (store: Store, tensor: string): WriteItem => {
   return { name: tensor, type: typeOf(dtype), shape, tensor, part: 'data' };
 };
 
-/** Masters that are tensors of their own, and moments, in the order of the parameters. */
-function stateTensors(model: LoadedModel): string[] {
-  return model.layout.trainable.flatMap(({ weight, training }) => {
-    const { master, m, v } = training!;
-    return [...(master.name === weight.name ? [] : [master.name]), m.name, v.name];
-  });
-}
+/** Masters that are tensors of their own, then moments. */
+const stateTensors = (model: LoadedModel, moments: readonly string[]): string[] => [
+  ...model.layout.trainable.flatMap(({ weight, training }) =>
+    training!.master.name === weight.name ? [] : [training!.master.name],
+  ),
+  ...moments,
+];
 
-/** Writes both files into `directory`; a model without masters has only the first. */
+/** Writes both files into `directory`; without moments, which a training session has, only the first. */
 export async function saveState(
   files: TensorFiles,
   model: LoadedModel,
   path: (file: string) => string,
-  withMoments: boolean,
+  moments: readonly string[] | null,
 ): Promise<WriteResult> {
   const { store, layout } = model;
-  const weights = await files.writeDat(store, path(WEIGHTS_FILE), datEntries(layout.parameters.map(exactly)));
-  if (withMoments) {
-    const items = stateTensors(model).map((tensor) => plain(store, tensor));
-    await files.writeDat(store, path(OPTIMIZER_FILE), items);
+  const entries = datEntries(layout.parameters.map(exactly));
+  const weights = await files.writeDat(store, path(WEIGHTS_FILE), entries, AS_IT_IS);
+  if (moments) {
+    const items = stateTensors(model, moments).map((tensor) => plain(store, tensor));
+    await files.writeDat(store, path(OPTIMIZER_FILE), items, AS_IT_IS);
   }
   return weights;
 }
@@ -87,12 +91,13 @@ export async function restoreState(
   files: TensorFiles,
   model: LoadedModel,
   path: (file: string) => string,
+  moments: readonly string[],
 ): Promise<void> {
   const { store, layout } = model;
   const weights = await files.indexDat(path(WEIGHTS_FILE));
-  await files.load(store, weights, matchWeights(layout.config, weights, true).items);
+  await files.load(store, weights, matchWeights(layout.config, weights, true).items, AS_IT_IS);
   const optimizer = await files.indexDat(path(OPTIMIZER_FILE));
-  const wanted = stateTensors(model);
+  const wanted = stateTensors(model, moments);
   const held = new Set(optimizer.entries.map(({ name }) => name));
   const missing = wanted.filter((name) => !held.has(name));
   if (missing.length > 0 || held.size !== wanted.length)
@@ -103,5 +108,5 @@ export async function restoreState(
       hint: 'start anew with --fresh, or undo the change of freeze or masters',
     });
   const items = wanted.map((name): LoadItem => ({ entry: name, tensor: name, part: 'data' }));
-  await files.load(store, optimizer, items);
+  await files.load(store, optimizer, items, AS_IT_IS);
 }

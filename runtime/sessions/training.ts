@@ -6,7 +6,7 @@ import { Recorder } from '../graph/recorder.js';
 import type { DeviceKind } from '../graph/types.js';
 import { modelTensors, type Model, type ModelParameter } from '../models/model.js';
 import { quantizeProgram } from '../models/quantise-programs.js';
-import { trainProgram, type Loss } from '../models/train-program.js';
+import { trainedBy, trainProgram, type Loss } from '../models/train-program.js';
 import { updateProgram } from '../models/update-program.js';
 import { elementCount } from '../program.js';
 import { planMemory, type MemoryPlan } from '../graph/memory-plan.js';
@@ -133,7 +133,8 @@ export class TrainingSession {
 
   /** Moments, beside the model's own tensors: what a checkpoint must hold too. */
   get moments(): readonly string[] {
-    return this.model.layout.trainable.flatMap(({ training }) => [training!.m.name, training!.v.name]);
+    const trained = trainedBy(this.model.layout, this.options.loss);
+    return trained.flatMap(({ training }) => [training!.m.name, training!.v.name]);
   }
 
   /** NVFP4 codes from the masters. */
