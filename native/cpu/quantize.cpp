@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
-#include <cstring>
 
 #include "core/nvfp4.h"
 #include "cpu/fast_backend.h"

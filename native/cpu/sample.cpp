@@ -95,13 +95,16 @@ void FastBackend::sample(const Tensor& logits, const Tensor& sampling, const Ten
     const float* options = sampling.f32() + b * 8;
     const float penalty = options[4], *from = logits.f32() + b * vocabulary;
     uint8_t* marked = seen.as<uint8_t>() + b * vocabulary;
-    float* row = per_thread_[static_cast<size_t>(worker)].floats(vocabulary);
-    // A NaN never wins: it counts as −∞.
-    for (int64_t c = 0; c < vocabulary; ++c)
-      row[c] = from[c] == from[c] ? from[c] : -std::numeric_limits<float>::infinity();
-    if (penalty != 1)
-      for (int64_t c = 0; c < vocabulary; ++c)
-        if (marked[c]) row[c] = row[c] > 0 ? row[c] / penalty : row[c] * penalty;
+    // A NaN never wins: it counts as −∞. The penalty and NaN are rare; without them the logits serve as they are.
+    const float* row = from;
+    if (penalty != 1 || std::isnan(kernels_.row_max(from, vocabulary))) {
+      float* changed = per_thread_[static_cast<size_t>(worker)].floats(vocabulary);
+      for (int64_t c = 0; c < vocabulary; ++c) {
+        const float logit = from[c] == from[c] ? from[c] : -std::numeric_limits<float>::infinity();
+        changed[c] = !marked[c] ? logit : logit > 0 ? logit / penalty : logit * penalty;
+      }
+      row = changed;
+    }
     const auto* seed = rng.as<uint32_t>() + b * 2;
     const float u =
         philox_sampling_uniform(seed[0], seed[1], static_cast<uint32_t>(b), static_cast<uint32_t>(past.i32()[b]));

@@ -19,7 +19,7 @@ inline void pause() {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
+ThreadPool::ThreadPool(int threads) : shares_(static_cast<size_t>(threads)) {
   for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
 }
 
@@ -31,13 +31,19 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::claim_tasks(int worker) {
-  for (;;) {
-    const int64_t task = next_.fetch_add(1, std::memory_order_relaxed);
-    if (task >= tasks_) return;
-    try {
-      task_(context_, task, worker);
-    } catch (...) {
-      if (!failed_.exchange(true)) failure_ = std::current_exception();
+  const int count = threads();
+  for (int i = 0; i < count; ++i) {
+    Share& share = shares_[static_cast<size_t>((worker + i) % count)];
+    for (;;) {
+      // A look before the claim: what is empty is only read, so its line stays where it is.
+      if (share.next.load(std::memory_order_relaxed) >= share.end) break;
+      const int64_t task = share.next.fetch_add(1, std::memory_order_relaxed);
+      if (task >= share.end) break;
+      try {
+        task_(context_, task, worker);
+      } catch (...) {
+        if (!failed_.exchange(true)) failure_ = std::current_exception();
+      }
     }
   }
 }
@@ -51,9 +57,13 @@ void ThreadPool::run_tasks(int64_t tasks, Task task, void* context) {
   const std::lock_guard lock(mutex_);
   task_ = task;
   context_ = context;
-  tasks_ = tasks;
   failed_ = false;
-  next_.store(0, std::memory_order_relaxed);
+  const int64_t count = threads();
+  for (int64_t i = 0; i < count; ++i) {
+    Share& share = shares_[static_cast<size_t>(i)];
+    share.next.store(tasks * i / count, std::memory_order_relaxed);
+    share.end = tasks * (i + 1) / count;
+  }
   const uint64_t generation = (state_.load(std::memory_order_relaxed) >> 32) + 1;
   state_.store(generation << 32 | kOpen, std::memory_order_release);
   signal_.store(static_cast<uint32_t>(generation));

@@ -1,5 +1,6 @@
-// A few threads that run one loop at a time. Tasks are claimed dynamically, so callers must give every output to
-// exactly one task; then results do not depend on the number of threads.
+// A few threads that run one loop at a time. Each thread has a run of neighbouring tasks of its own, so that it streams
+// through memory, and then helps the others: who runs a task is open, so callers must give every output to exactly one
+// task; then results do not depend on the number of threads.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -45,10 +46,14 @@ class ThreadPool {
   std::mutex mutex_;  // one loop at a time
   Task task_ = nullptr;
   void* context_ = nullptr;
-  int64_t tasks_ = 0;
   std::exception_ptr failure_;
   std::atomic<bool> failed_{false};
-  alignas(64) std::atomic<int64_t> next_{0};
+  // What each thread still has to do: [next, end).
+  struct alignas(64) Share {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+  std::vector<Share> shares_;
   // Generation of the loop in the high half; whether it may be joined (kOpen) and how many have, in the low half.
   alignas(64) std::atomic<uint64_t> state_{0};
   // Changes with every loop: what idle workers watch.

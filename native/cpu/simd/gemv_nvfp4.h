@@ -87,7 +87,7 @@ void gemv_group(const MatrixView& w, int64_t o, const float* x, int64_t x_stride
   constexpr int64_t chunk_cols = V::width * kBlock, half_bytes = chunk_cols / 4,
                     chunk_floats = kChunkVectors<V> * width;
   // How far ahead codes are fetched.
-  constexpr int64_t ahead_bytes = 2048;
+  constexpr int64_t ahead_bytes = 4096;
   const int64_t row_bytes = w.cols / 2, row_blocks = w.cols / kBlock;
   const uint8_t* codes = static_cast<const uint8_t*>(w.data) + o * row_bytes;
   const uint8_t* scales = w.scale + o * row_blocks;

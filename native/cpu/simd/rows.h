@@ -188,11 +188,16 @@ float dot(const float* a, const float* b, int64_t n) {
   return V::sum(sum);
 }
 
+// Rows of a cache lie a whole token apart, too far for the hardware to guess the next: these loops fetch it ahead.
+inline constexpr int64_t kRowsAhead = 8, kLineFloats = 16;
+
 template <typename V>
 void dot_rows(const float* q, const float* rows, int64_t ld, int64_t n, int64_t dim, float scale, float* out) {
   using F = typename V::F;
   int64_t j = 0;
   for (; j + 4 <= n; j += 4) {  // four rows share the loads of q and hide each other's latency
+    for (int64_t r = j + kRowsAhead; r < j + kRowsAhead + 4 && r < n; ++r)
+      for (int64_t i = 0; i < dim; i += kLineFloats) __builtin_prefetch(rows + r * ld + i);
     F sum[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
     each<V>(dim, [&](int64_t i, int64_t lanes) {
       const F query = read<V>(q + i, lanes);
@@ -203,24 +208,35 @@ void dot_rows(const float* q, const float* rows, int64_t ld, int64_t n, int64_t 
   for (; j < n; ++j) out[j] = scale * dot<V>(q, rows + j * ld, dim);
 }
 
+// `vectors` vectors of each row, from column d on.
+template <typename V, int vectors>
+void weigh_columns(const float* weight, const float* rows, int64_t ld, int64_t n, float factor, float* y) {
+  using F = typename V::F;
+  F sum[vectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < vectors; ++r) sum[r] = V::zero();
+  for (int64_t j = 0; j < n; ++j) {
+    const int64_t ahead = j + kRowsAhead < n ? kRowsAhead : 0;
+    for (int i = 0; i < vectors * V::width; i += kLineFloats) __builtin_prefetch(rows + (j + ahead) * ld + i);
+    const F w = V::set(weight[j]);
+#pragma GCC unroll 8
+    for (int r = 0; r < vectors; ++r) sum[r] = V::fma(w, V::load(rows + j * ld + r * V::width), sum[r]);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < vectors; ++r) V::store(y + r * V::width, V::mul(V::set(factor), sum[r]));
+}
+
 template <typename V>
 void weigh_rows(const float* weight, const float* rows, int64_t ld, int64_t n, int64_t dim, float factor, float* y) {
   using F = typename V::F;
-  const F f = V::set(factor);
   int64_t d = 0;
-  for (; d + 4 * V::width <= dim; d += 4 * V::width) {
-    F sum[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
-    for (int64_t j = 0; j < n; ++j) {
-      const F w = V::set(weight[j]);
-      for (int r = 0; r < 4; ++r) sum[r] = V::fma(w, V::load(rows + j * ld + d + r * V::width), sum[r]);
-    }
-    for (int r = 0; r < 4; ++r) V::store(y + d + r * V::width, V::mul(f, sum[r]));
-  }
-  each<V>(dim - d, [&](int64_t i, int64_t lanes) {
+  for (; d + 8 * V::width <= dim; d += 8 * V::width) weigh_columns<V, 8>(weight, rows + d, ld, n, factor, y + d);
+  for (; d + V::width <= dim; d += V::width) weigh_columns<V, 1>(weight, rows + d, ld, n, factor, y + d);
+  if (d < dim) {
     F sum = V::zero();
-    for (int64_t j = 0; j < n; ++j) sum = V::fma(V::set(weight[j]), read<V>(rows + j * ld + d + i, lanes), sum);
-    write<V>(y + d + i, V::mul(f, sum), lanes);
-  });
+    for (int64_t j = 0; j < n; ++j) sum = V::fma(V::set(weight[j]), V::load_n(rows + j * ld + d, dim - d), sum);
+    V::store_n(y + d, V::mul(V::set(factor), sum), dim - d);
+  }
 }
 
 }  // namespace q4::simd
