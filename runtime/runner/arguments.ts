@@ -10,7 +10,10 @@ export const COMMANDS = {
   why: { argument: 'FILE.yaml STAGE', text: 'why a stage runs, and what it continues from' },
   graph: { argument: 'FILE.yaml [STAGE]', text: 'the programs that the stages run' },
   preview: { argument: 'FILE.yaml [STAGE]', text: 'the training data as the model will see them' },
-  inspect: { argument: 'FILE', text: 'a .dat, safetensors, golden file or checkpoint' },
+  inspect: {
+    argument: 'FILE [OTHER]',
+    text: 'a .dat, safetensors, golden file or checkpoint, or what two differ in',
+  },
   doctor: { argument: '', text: 'this machine, the native addon, the GPU, and what to mend' },
   schema: { argument: '[NAME]', text: 'the keys of the pipeline file, of a stage, of the report' },
   explain: { argument: '[CODE]', text: 'what an error code means' },

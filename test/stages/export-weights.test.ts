@@ -132,7 +132,7 @@ for (const kind of ['modelopt', 'compressed-tensors'] as const)
         assert.equal(quantization['ignore'], ['lm_head']);
         assert.is(written['tie_word_embeddings'], tied);
         const group = (quantization['config_groups'] as Record<string, Record<string, unknown>>)['group_0']!;
-        assert.is(group['input_activations'] != null, activations);
+        assert.is((group['input_activations'] ?? null) !== null, activations);
         if (kind === 'modelopt') {
           const quant = json(out.directory, 'hf_quant_config.json')['quantization'] as Record<
             string,

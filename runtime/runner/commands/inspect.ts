@@ -15,10 +15,16 @@ const rowsOf = (value: Json | undefined): readonly Row[] => (Array.isArray(value
 export const inspect: Command = async (context) => {
   const { terminal, flags } = context;
   const target = resolve(terminal.cwd, context.positionals[0]!);
-  const events = await collect(context, { mode: 'inspect', target });
+  const second = context.positionals[1];
+  const other = second === undefined ? '' : resolve(terminal.cwd, second);
+  const events = await collect(context, { mode: 'inspect', target, other });
   if (flags.json) return 0;
   const found = events.find((event) => event.ev === 'inspect');
   if (found === undefined) throw new Q4Error('Q4900', 'the worker said nothing about the file');
+  if (found['kind'] === 'difference') {
+    terminal.out(differenceText(found, flags.verbose));
+    return 0;
+  }
   terminal.out(
     `${shortPath(target, terminal.cwd)}: ${String(found['kind'])}, ${bytesText(Number(found['bytes']))}\n`,
   );
@@ -41,6 +47,38 @@ function checkpointText(found: RunEvent): string {
 
 const FEW = 24;
 
+/** At most a few, unless all are asked for. */
+function listed(lines: readonly string[], all: boolean): string[] {
+  if (all || lines.length <= FEW) return [...lines];
+  return [...lines.slice(0, FEW), `  … ${lines.length - FEW} more (--verbose shows all)`];
+}
+
+const measure = (value: Json | undefined): string =>
+  typeof value === 'number' ? value.toExponential(2) : String(value);
+
+function differenceText(found: RunEvent, all: boolean): string {
+  const names = (key: string): string[] => (found[key] as string[]).map((name) => `  ${name}`);
+  const different = rowsOf(found['different']);
+  const lines = [
+    `${String(found['same'])} tensors are the same byte for byte, ${String(found['same_values'])} hold the same values in another form`,
+  ];
+  for (const [key, text] of [
+    ['only_here', 'only in the first'],
+    ['only_there', 'only in the second'],
+  ] as const)
+    if (names(key).length > 0) lines.push(`${names(key).length} ${text}:`, ...listed(names(key), all));
+  if (different.length > 0) lines.push(`${different.length} differ:`);
+  const rows = different.map((row) => {
+    const forms = row['a'] === row['b'] ? String(row['a']) : `${String(row['a'])} → ${String(row['b'])}`;
+    const values =
+      row['rel_l2'] === null
+        ? 'another shape'
+        : `relative L2 ${measure(row['rel_l2'])}, at most ${measure(row['max_abs'])}`;
+    return `  ${String(row['name'])}  ${forms}: ${values}`;
+  });
+  return `${[...lines, ...listed(rows, all)].join('\n')}\n`;
+}
+
 function tensorText(found: RunEvent, all: boolean): string {
   const tensors = rowsOf(found['tensors']);
   const lines = [
@@ -51,6 +89,15 @@ function tensorText(found: RunEvent, all: boolean): string {
     const count = `${String(sum['tensors'])} × ${type}`;
     lines.push(
       `  ${count.padEnd(28)} ${countText(Number(sum['elements'])).padStart(8)}  ${bytesText(Number(sum['bytes'])).padStart(10)}`,
+    );
+  }
+  const scales = found['quantisation'] as Row | null | undefined;
+  if (scales) {
+    const count = (key: string): string => Number(scales[key]).toLocaleString('en');
+    const [least, most] = [measure(scales['global_scale_min']), measure(scales['global_scale_max'])];
+    lines.push(
+      `  ${count('matrices')} NVFP4 matrices, ${count('blocks')} blocks: ${count('zero_blocks')} with scale 0, ` +
+        `${count('floor_blocks')} at 2^-6; global scales ${least === most ? least : `${least} to ${most}`}`,
     );
   }
   const metadata = Object.entries((found['metadata'] ?? {}) as Row);

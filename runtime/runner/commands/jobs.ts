@@ -25,6 +25,7 @@ export interface JobWishes {
   readonly runDirectory?: string;
   readonly only?: string;
   readonly target?: string;
+  readonly other?: string;
 }
 
 export function makeJob(context: CommandContext, wishes: JobWishes): Job {
@@ -41,6 +42,7 @@ export function makeJob(context: CommandContext, wishes: JobWishes): Job {
     only: wishes.only ?? null,
     samples: context.flags.samples,
     target: wishes.target ?? '',
+    other: wishes.other ?? '',
   };
 }
 

@@ -1,54 +1,61 @@
-/** What a file holds: .dat, safetensors, golden file or checkpoint directory. As one event. */
-import { stat } from 'node:fs/promises';
-import { basename } from 'node:path';
+/** What a file holds (.dat, safetensors, golden file, checkpoint, model directory), or what two differ in. As one event. */
+import { readdir, stat } from 'node:fs/promises';
+import { basename, join } from 'node:path';
 
 import { Q4Error } from '../../errors.js';
-import type { FileEntry, FileIndex } from '../../engine/engine.js';
+import type { FileIndex, TensorFiles } from '../../engine/engine.js';
 import type { EventBody } from '../events/event.js';
 import { damageOf, readManifest } from './checkpoints.js';
 import type { EngineModule } from './device.js';
+import { differences } from './inspect-diff.js';
 import { unreadable } from './stage-files.js';
-
-/** A matrix in NVFP4 is two or three entries of the file: codes, block scales and, if it has one, a global scale. */
-const PARTS = /^(.*?)\.(qdata|scale|global_scale)$/;
-
-interface TensorRow {
-  readonly name: string;
-  readonly type: string;
-  readonly shape: readonly number[];
-  readonly bytes: number;
-  readonly offset: number;
-}
-
-/** One row a tensor: the parts of an NVFP4 matrix are put together, shown with the shape of the matrix. */
-export function tensorRows(entries: readonly FileEntry[]): TensorRow[] {
-  const names = new Set(entries.map(({ name }) => name));
-  const rows = new Map<string, TensorRow>();
-  for (const { name, type, shape, bytes, offset } of entries) {
-    const [, owner, part] = PARTS.exec(name) ?? [];
-    if (owner === undefined || !names.has(`${owner}.qdata`)) {
-      rows.set(name, { name, type, shape, bytes, offset });
-      continue;
-    }
-    const row = rows.get(owner);
-    const levels = names.has(`${owner}.global_scale`) ? 'two levels' : 'one level';
-    const whole =
-      part === 'qdata' ? shape.map((n, i) => (i === shape.length - 1 ? n * 2 : n)) : (row?.shape ?? []);
-    rows.set(owner, {
-      name: owner,
-      type: `nvfp4, ${levels}`,
-      shape: whole,
-      bytes: bytes + (row?.bytes ?? 0),
-      offset: Math.min(offset, row?.offset ?? offset),
-    });
-  }
-  return [...rows.values()];
-}
+import { placed, tensorRows, type TensorRow } from './tensor-rows.js';
+import { summariseScales } from './tensor-values.js';
 
 const elements = (shape: readonly number[]): number => shape.reduce((a, b) => a * b, 1);
 
-function describeIndex(index: FileIndex): EventBody {
-  const rows = tensorRows(index.entries);
+/** Tensors of a file, of a directory with a safetensors checkpoint, or of a checkpoint's weights. */
+interface Found {
+  readonly kind: string;
+  readonly path: string;
+  readonly indices: readonly FileIndex[];
+  readonly rows: readonly TensorRow[];
+}
+
+async function openTensors(path: string, files: TensorFiles): Promise<Found> {
+  const found = await stat(path).catch((cause: unknown) => {
+    throw unreadable(path, cause);
+  });
+  const paths = found.isDirectory() ? await tensorFilesIn(path) : [path];
+  const indices: FileIndex[] = [];
+  for (const file of paths)
+    indices.push(
+      basename(file).endsWith('.safetensors')
+        ? await files.indexSafetensors(file)
+        : await files.indexDat(file),
+    );
+  const entries = placed(indices);
+  const golden = indices[0]?.format === 'safetensors' && entries.has('input_ids') && entries.has('logits');
+  const kind = golden ? 'golden' : indices[0]!.format;
+  return { kind, path, indices, rows: tensorRows(entries) };
+}
+
+/** weights.dat of a checkpoint, or the safetensors files of a model. */
+async function tensorFilesIn(directory: string): Promise<string[]> {
+  const names = (await readdir(directory)).sort();
+  const chosen = names.includes('weights.dat')
+    ? ['weights.dat']
+    : names.filter((name) => name.endsWith('.safetensors') && !name.endsWith('.extras.safetensors'));
+  if (chosen.length === 0)
+    throw new Q4Error('Q4287', `${directory} holds no tensor files`, {
+      file: directory,
+      expected: 'a checkpoint, or a directory with safetensors',
+    });
+  return chosen.map((name) => join(directory, name));
+}
+
+async function describeTensors(found: Found, files: TensorFiles): Promise<EventBody> {
+  const { rows, indices } = found;
   const byType: Record<string, { tensors: number; elements: number; bytes: number }> = {};
   for (const { type, shape, bytes } of rows) {
     const sum = (byType[type] ??= { tensors: 0, elements: 0, bytes: 0 });
@@ -56,18 +63,41 @@ function describeIndex(index: FileIndex): EventBody {
     sum.elements += elements(shape);
     sum.bytes += bytes;
   }
-  const has = (name: string): boolean => index.entries.some((entry) => entry.name === name);
-  const golden = index.format === 'safetensors' && has('input_ids') && has('logits');
+  const scales = await summariseScales(files, rows);
   return {
     ev: 'inspect',
-    kind: golden ? 'golden' : index.format,
-    path: index.path,
-    bytes: index.fileBytes,
-    entries: index.entries.length,
+    kind: found.kind,
+    path: found.path,
+    bytes: indices.reduce((sum, { fileBytes }) => sum + fileBytes, 0),
+    files: indices.length,
+    entries: indices.reduce((sum, { entries }) => sum + entries.length, 0),
     elements: rows.reduce((sum, { shape }) => sum + elements(shape), 0),
     types: byType,
-    metadata: index.metadata,
-    tensors: rows.map((row) => ({ ...row, shape: [...row.shape] })),
+    quantisation: scales && { ...scales },
+    metadata: { ...indices[0]?.metadata },
+    tensors: rows.map(({ name, type, shape, bytes, offset }) => ({
+      name,
+      type,
+      shape: [...shape],
+      bytes,
+      offset,
+    })),
+  };
+}
+
+async function describeDifferences(a: Found, b: Found, files: TensorFiles): Promise<EventBody> {
+  const found = await differences(files, a.rows, b.rows);
+  return {
+    ev: 'inspect',
+    kind: 'difference',
+    path: a.path,
+    other: b.path,
+    bytes: [...a.indices, ...b.indices].reduce((sum, { fileBytes }) => sum + fileBytes, 0),
+    same: found.same,
+    same_values: found.same_values,
+    only_here: [...found.only_a],
+    only_there: [...found.only_b],
+    different: found.different.map((one) => ({ ...one })),
   };
 }
 
@@ -91,18 +121,24 @@ async function describeCheckpoint(path: string): Promise<EventBody> {
   };
 }
 
-export async function inspectFile(path: string, engines: EngineModule): Promise<EventBody> {
+/** @param other compared with `path` when it is not empty */
+export async function inspectFile(path: string, other: string, engines: EngineModule): Promise<EventBody> {
   const found = await stat(path).catch((cause: unknown) => {
     throw unreadable(path, cause);
   });
-  if (found.isDirectory()) return describeCheckpoint(path);
+  if (other === '' && found.isDirectory() && (await hasManifest(path))) return describeCheckpoint(path);
   const engine = engines.openEngine({ device: 'cpu', threads: 1 });
   try {
-    const safetensors = basename(path).endsWith('.safetensors');
-    return describeIndex(
-      safetensors ? await engine.files.indexSafetensors(path) : await engine.files.indexDat(path),
-    );
+    const tensors = await openTensors(path, engine.files);
+    if (other === '') return await describeTensors(tensors, engine.files);
+    return await describeDifferences(tensors, await openTensors(other, engine.files), engine.files);
   } finally {
     engine.dispose();
   }
+}
+
+/** Anything that is no model's directory is told what a checkpoint would have. */
+async function hasManifest(directory: string): Promise<boolean> {
+  const names = await readdir(directory);
+  return names.includes('manifest.json') || !names.some((name) => name.endsWith('.safetensors'));
 }

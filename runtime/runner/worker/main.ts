@@ -50,7 +50,7 @@ async function work(job: Job): Promise<void> {
       emit({ ev: 'probe', probe: JSON.parse(JSON.stringify(engines.probe())) as never });
     } else if (job.mode === 'inspect') {
       const { inspectFile } = await import('./inspect.js');
-      emit(await inspectFile(job.target, engines));
+      emit(await inspectFile(job.target, job.other ?? '', engines));
     } else {
       const { runPipeline } = await import('./run-pipeline.js');
       await runPipeline(job, { stages: await stagesOf(job), engines, emit, signal: stop.signal });

@@ -21,6 +21,8 @@ export interface Job {
   readonly samples: number;
   /** inspect: the file. */
   readonly target: string;
+  /** inspect: what it is compared with; empty for nothing. */
+  readonly other?: string;
 }
 
 export type StopReason = 'interrupt' | 'terminate' | 'memory';
