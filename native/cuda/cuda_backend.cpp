@@ -107,15 +107,15 @@ void CudaBackend::release(void* memory) noexcept {
 void CudaBackend::upload(void* device, const void* host, int64_t bytes) {
   if (bytes <= 0) return;
   use_device();
-  Q4_CHECK(cudaMemcpyAsync(device, host, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream_.get()));
-  Q4_CHECK(cudaStreamSynchronize(stream_.get()));
+  Q4_CHECK(cudaMemcpyAsync(device, host, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream()));
+  Q4_CHECK(cudaStreamSynchronize(stream()));
 }
 
 void CudaBackend::download(void* host, const void* device, int64_t bytes) {
   if (bytes <= 0) return;
   use_device();
-  Q4_CHECK(cudaMemcpyAsync(host, device, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream_.get()));
-  Q4_CHECK(cudaStreamSynchronize(stream_.get()));
+  Q4_CHECK(cudaMemcpyAsync(host, device, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream()));
+  Q4_CHECK(cudaStreamSynchronize(stream()));
 }
 
 void* CudaBackend::staging(int slot, int64_t bytes) {
@@ -141,18 +141,18 @@ void CudaBackend::upload_staged(void* device, int slot, int64_t bytes) {
   use_device();
   Staging& buffer = staging_[slot];
   if (bytes > 0)
-    Q4_CHECK(cudaMemcpyAsync(device, buffer.memory.get(), static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream_.get()));
-  Q4_CHECK(cudaEventRecord(buffer.copied.get(), stream_.get()));
+    Q4_CHECK(cudaMemcpyAsync(device, buffer.memory.get(), static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream()));
+  Q4_CHECK(cudaEventRecord(buffer.copied.get(), stream()));
 }
 
 void CudaBackend::synchronize() {
   use_device();
-  Q4_CHECK(cudaStreamSynchronize(stream_.get()));
+  Q4_CHECK(cudaStreamSynchronize(stream()));
 }
 
 double CudaBackend::now() {
   use_device();
-  Q4_CHECK(cudaEventRecord(mark_.get(), stream_.get()));
+  Q4_CHECK(cudaEventRecord(mark_.get(), stream()));
   Q4_CHECK(cudaEventSynchronize(mark_.get()));
   float milliseconds = 0;
   Q4_CHECK(cudaEventElapsedTime(&milliseconds, epoch_.get(), mark_.get()));

@@ -1,5 +1,6 @@
 // The CUDA backend: one device, one stream, everything on it in order. Each op is a method, defined beside its kernels.
 #pragma once
+#include <array>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -109,8 +110,34 @@ class CudaBackend final : public Backend {
   // y[N,O] (ld `ldy`) = x·Wᵀ for rows [first, first + count) of W, column offset `first` in y.
   void linear_product(const void* x, int64_t n, int64_t ldx, DType act, const Tensor& weight, int64_t first,
                       int64_t count, void* y, DType y_dtype, int64_t ldy);
-  // One token a sequence, or a handful: linear_decode.cu. False when the shape is not one it takes.
+  // One token a sequence, or a handful: decode_product.cu, linear_decode.cu. False when the shape is not one they take.
+  bool linear_streamed(const Tensor& x, const Tensor& weight, const Tensor& y);
   bool linear_few_rows(const Tensor& x, const Tensor& weight, const Tensor& y);
+  // ---- fusing the ops of a decode step: decode_fusion.cpp ----
+  // An op that is put off because, with those that should follow it, it makes up half of a decoder layer.
+  struct Deferred {
+    enum class Kind { norm, linear, rotate, append, attention, swiglu } kind;
+    std::array<Tensor, 7> t;  // operands in the order of backend.h; norm: x, branch, weight, sum, y, rstd
+    float eps = 0;
+    double theta = 0;
+    int64_t number = 0;  // head_dim or batch
+    AttentionShape shape{};
+  };
+  // True when the op was taken: it is done, or will be before anything that could tell.
+  bool defer(const Deferred& op);
+  bool continues(const Deferred& op) const;
+  void run_deferred();
+  bool run_attention_half();
+  bool run_mlp_half();
+  bool run_norm_and_linear();
+  // The stream, with nothing put off.
+  cudaStream_t stream() {
+    if (!deferred_.empty()) run_deferred();
+    return stream_.get();
+  }
+  std::vector<Deferred> deferred_;
+  bool undeferring_ = false;
+
   float* partials() const { return reinterpret_cast<float*>(workspace_bytes_ + Workspace::kProductBytes + Workspace::kWeightBytes); }
   void* weight_buffer() const { return workspace_bytes_ + Workspace::kProductBytes; }
   float* constants() const { return reinterpret_cast<float*>(small()); }

@@ -9,6 +9,7 @@ namespace q4::gpu {
 
 bool CudaBackend::begin_run(uint64_t program, bool profiled) {
   use_device();
+  deferred_.clear();
   mode_ = Mode::plain;
   if (profiled) return true;
   Recording& recording = recordings_[program];
@@ -24,11 +25,13 @@ bool CudaBackend::begin_run(uint64_t program, bool profiled) {
 }
 
 void CudaBackend::end_run(uint64_t program) {
+  if (std::current_exception()) deferred_.clear();
+  const cudaStream_t stream = this->stream();
   const Mode mode = std::exchange(mode_, Mode::plain);
   Recording& recording = recordings_[program];
   if (mode == Mode::recording) {
     Graph graph;
-    const cudaError_t ended = cudaStreamEndCapture(stream_.get(), graph.out());
+    const cudaError_t ended = cudaStreamEndCapture(stream, graph.out());
     // Called from a handler, the run was cancelled or failed half way: nothing was run, nothing may be kept.
     if (std::current_exception()) {
       (void)cudaGetLastError();
@@ -41,7 +44,7 @@ void CudaBackend::end_run(uint64_t program) {
     if (!std::current_exception()) ++recording.runs;
     return;
   }
-  Q4_CHECK(cudaGraphLaunch(recording.graph.get(), stream_.get()));
+  Q4_CHECK(cudaGraphLaunch(recording.graph.get(), stream));
 }
 
 void CudaBackend::forget(uint64_t program) noexcept {

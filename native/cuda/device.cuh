@@ -131,6 +131,8 @@ __device__ inline void begin() {
   release_next();
   wait_previous();
 }
+// For kernels that write what may be a weight: later kernels fetch weights before they wait, so none may start early.
+__device__ inline void begin_weights() { wait_previous(); }
 
 struct Launch {
   dim3 grid, block;
@@ -154,10 +156,10 @@ void launch(const Launch& how, void (*kernel)(Parameters...), Arguments... argum
   Q4_CHECK(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
 }
 
-// Lets a kernel use more than 48 KiB of shared memory; once per kernel and device is enough, and cheap.
+// Lets a kernel use more than 48 KiB of shared memory, static and dynamic; once per kernel and device is enough, and cheap.
 template <typename Kernel>
 void allow_shared(Kernel* kernel, size_t bytes) {
-  if (bytes > 48 * 1024)
+  if (bytes > 16 * 1024)
     Q4_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
 }
 

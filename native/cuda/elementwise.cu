@@ -133,7 +133,7 @@ void CudaBackend::embedding(const Tensor& table, const Tensor& ids, const Tensor
   by_float(table.dtype, [&](auto in) {
     by_activation(y.dtype, [&](auto out) {
       by_width(wide(width, table, y), [&](auto w) {
-        launch({blocks_for(rows * (width / w), kThreads), kThreads, stream_.get(), 0, overlap()},
+        launch({blocks_for(rows * (width / w), kThreads), kThreads, stream(), 0, overlap()},
                copy_rows<decltype(in), decltype(out), w>, table.as<decltype(in)>(), ids.i32(), y.as<decltype(out)>(), rows, width);
       });
     });
@@ -145,18 +145,19 @@ void CudaBackend::gather_rows(const Tensor& x, const Tensor& rows, const Tensor&
   by_activation(x.dtype, [&](auto act) {
     using T = decltype(act);
     by_width(wide(width, x, y), [&](auto w) {
-      launch({blocks_for(count * (width / w), kThreads), kThreads, stream_.get(), 0, overlap()}, copy_rows<T, T, w>, x.as<T>(),
+      launch({blocks_for(count * (width / w), kThreads), kThreads, stream(), 0, overlap()}, copy_rows<T, T, w>, x.as<T>(),
              rows.i32(), y.as<T>(), count, width);
     });
   });
 }
 
 void CudaBackend::swiglu(const Tensor& gate, const Tensor& up, const Tensor& y) {
+  if (defer({Deferred::Kind::swiglu, {gate, up, y}})) return;
   const int64_t elements = y.elements();
   by_activation(y.dtype, [&](auto act) {
     using T = decltype(act);
     by_width(wide(elements, gate, up, y), [&](auto w) {
-      launch({blocks_for(elements / w, kThreads), kThreads, stream_.get(), 0, overlap()}, swiglu_kernel<T, w>, gate.as<T>(),
+      launch({blocks_for(elements / w, kThreads), kThreads, stream(), 0, overlap()}, swiglu_kernel<T, w>, gate.as<T>(),
              up.as<T>(), y.as<T>(), elements);
     });
   });
@@ -168,7 +169,7 @@ void CudaBackend::swiglu_backward(const Tensor& dy, const Tensor& gate, const Te
   by_activation(dy.dtype, [&](auto act) {
     using T = decltype(act);
     by_width(wide(elements, dy, gate, up, dgate, dup), [&](auto w) {
-      launch({blocks_for(elements / w, kThreads), kThreads, stream_.get(), 0, overlap()}, swiglu_backward_kernel<T, w>,
+      launch({blocks_for(elements / w, kThreads), kThreads, stream(), 0, overlap()}, swiglu_backward_kernel<T, w>,
              dy.as<T>(), gate.as<T>(), up.as<T>(), dgate.as<T>(), dup.as<T>(), elements);
     });
   });
@@ -179,7 +180,7 @@ void CudaBackend::add(const Tensor& a, const Tensor& b, const Tensor& y) {
   by_activation(y.dtype, [&](auto act) {
     using T = decltype(act);
     by_width(wide(elements, a, b, y), [&](auto w) {
-      launch({blocks_for(elements / w, kThreads), kThreads, stream_.get(), 0, overlap()}, add_kernel<T, w>, a.as<T>(),
+      launch({blocks_for(elements / w, kThreads), kThreads, stream(), 0, overlap()}, add_kernel<T, w>, a.as<T>(),
              b.as<T>(), y.as<T>(), elements);
     });
   });
@@ -187,11 +188,12 @@ void CudaBackend::add(const Tensor& a, const Tensor& b, const Tensor& y) {
 
 void CudaBackend::kv_append(const Tensor& k, const Tensor& v, const Tensor& past, int64_t batch, const Tensor& k_cache,
                             const Tensor& v_cache) {
+  if (defer({Deferred::Kind::append, {k, v, past, k_cache, v_cache}, 0, 0, batch})) return;
   const int64_t rows = k.rows(), width = k.cols();
   by_activation(k.dtype, [&](auto act) {
     using T = decltype(act);
     by_width(wide(width, k, v, k_cache, v_cache), [&](auto w) {
-      launch({blocks_for(rows * width / w, kThreads), kThreads, stream_.get(), 0, overlap()}, kv_append_kernel<T, w>,
+      launch({blocks_for(rows * width / w, kThreads), kThreads, stream(), 0, overlap()}, kv_append_kernel<T, w>,
              k.as<T>(), v.as<T>(), past.i32(), k_cache.as<T>(), v_cache.as<T>(), rows, rows / batch,
              k_cache.rows() / batch, width);
     });
@@ -199,7 +201,7 @@ void CudaBackend::kv_append(const Tensor& k, const Tensor& v, const Tensor& past
 }
 
 void CudaBackend::increment(int64_t by, int64_t max, const Tensor& x) {
-  launch({blocks_for(x.elements(), kThreads), kThreads, stream_.get(), 0, overlap()}, increment_kernel, x.i32(), x.elements(), by, max);
+  launch({blocks_for(x.elements(), kThreads), kThreads, stream(), 0, overlap()}, increment_kernel, x.i32(), x.elements(), by, max);
 }
 
 void CudaBackend::embedding_backward(const Tensor& dy, const Tensor& ids, bool accumulate, const Tensor& dtable) {
@@ -207,7 +209,7 @@ void CudaBackend::embedding_backward(const Tensor& dy, const Tensor& ids, bool a
   if (dy.rows() == 0) return;
   by_activation(dy.dtype, [&](auto act) {
     by_activation(dtable.dtype, [&](auto out) {
-      launch({static_cast<unsigned>(dy.rows()), kThreads, stream_.get(), 0, overlap()},
+      launch({static_cast<unsigned>(dy.rows()), kThreads, stream(), 0, overlap()},
              embedding_backward_kernel<decltype(act), decltype(out)>, dy.as<decltype(act)>(), ids.i32(),
              dtable.as<decltype(out)>(), static_cast<int>(dy.rows()), dtable.cols());
     });

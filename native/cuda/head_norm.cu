@@ -1,32 +1,14 @@
 // RMSNorm over each head followed by RoPE, and its gradient.
-#include <cmath>
-#include <string>
-
-#include "core/error.h"
 #include "cuda/column_sum.cuh"
 #include "cuda/cuda_backend.h"
+#include "cuda/rope_frequencies.h"
 
 namespace q4::gpu {
 namespace {
 
-constexpr int kWarps = 4, kMaxHalf = 128;
+constexpr int kWarps = 4;
 // Heads that one warp takes when there are many rows: the angles are computed once for all of them.
 constexpr int kHeadsPerWarp = 8;
-
-// 1 / theta^(2i/D), rounded as Hugging Face rounds it (the same numbers as on the CPU).
-struct Frequencies {
-  float value[kMaxHalf];
-};
-
-Frequencies frequencies(int64_t head_dim, double theta) {
-  if (head_dim > 2 * kMaxHalf) throw Error("Q4510", "the CUDA backend takes heads of up to 256 elements");
-  Frequencies f{};
-  for (int64_t i = 0; i < head_dim / 2; ++i) {
-    const float exponent = static_cast<float>(2 * i) / static_cast<float>(head_dim);
-    f.value[i] = 1.0f / static_cast<float>(std::pow(theta, double{exponent}));
-  }
-  return f;
-}
 
 // What a lane holds of a head: pairs (i, i + D/2) for i = lane, lane + 32, ...
 constexpr int kPairs = kMaxHalf / 32;
@@ -149,12 +131,13 @@ __global__ void __launch_bounds__(kWarps * 32)
 
 void CudaBackend::head_norm_rope(const Tensor& x, const Tensor& weight, const Tensor& positions, int64_t head_dim,
                                  float eps, double theta, const Tensor& y, const Tensor& rstd) {
+  if (defer({Deferred::Kind::rotate, {x, weight, positions, y, rstd}, eps, theta, head_dim})) return;
   const int64_t rows = x.rows(), heads = x.cols() / head_dim;
   const int per_warp = rows * heads > int64_t{processors_} * 64 ? kHeadsPerWarp : 1;
   const int64_t items = rows * ((heads + per_warp - 1) / per_warp);
   by_activation(x.dtype, [&](auto act) {
     using T = decltype(act);
-    launch({blocks_for(items, kWarps), kWarps * 32, stream_.get(), 0, overlap()}, head_norm_rope_kernel<T>, x.as<T>(),
+    launch({blocks_for(items, kWarps), kWarps * 32, stream(), 0, overlap()}, head_norm_rope_kernel<T>, x.as<T>(),
            weight.f32(), positions.i32(), frequencies(head_dim, theta), eps, y.as<T>(), rstd.f32(), rows,
            static_cast<int>(heads), static_cast<int>(head_dim), per_warp);
   });
@@ -168,11 +151,11 @@ void CudaBackend::head_norm_rope_backward(const Tensor& dy, const Tensor& x, con
   const int64_t blocks = std::min<int64_t>((items + kWarps - 1) / kWarps, int64_t{processors_} * 12);
   by_activation(x.dtype, [&](auto act) {
     using T = decltype(act);
-    launch({static_cast<unsigned>(blocks), kWarps * 32, stream_.get(), 0, overlap()}, head_norm_rope_backward_kernel<T>,
+    launch({static_cast<unsigned>(blocks), kWarps * 32, stream(), 0, overlap()}, head_norm_rope_backward_kernel<T>,
            dy.as<T>(), x.as<T>(), weight.f32(), rstd.f32(), positions.i32(), frequencies(head_dim, theta), dx.as<T>(),
            dweight ? partials() : nullptr, rows, static_cast<int>(heads), static_cast<int>(head_dim));
   });
-  if (dweight) column_sum(partials(), blocks, head_dim, accumulate, dweight.f32(), stream_.get(), overlap());
+  if (dweight) column_sum(partials(), blocks, head_dim, accumulate, dweight.f32(), stream(), overlap());
 }
 
 }  // namespace q4::gpu

@@ -90,11 +90,11 @@ CudaBackend::Operand CudaBackend::operand(const Tensor& weight, DType act, int64
   if (weight.dtype == DType::nvfp4) {
     const uint8_t *codes = weight.as<uint8_t>() + start / 2, *scales = weight.scale + start / kBlock;
     if (act == DType::bf16) {
-      launch({blocks_for(rows * cols / 8, kThreads * kHalves), kThreads, stream_.get(), 0, overlap()}, unpack_bf16_kernel, codes,
+      launch({blocks_for(rows * cols / 8, kThreads * kHalves), kThreads, stream(), 0, overlap()}, unpack_bf16_kernel, codes,
              scales, static_cast<bf16*>(buffer), rows, width, first_col, cols);
       return {buffer, cols, weight.global_scale};
     }
-    launch({blocks_for(rows * cols / 8, kThreads), kThreads, stream_.get(), 0, overlap()}, unpack_f32_kernel, codes, scales,
+    launch({blocks_for(rows * cols / 8, kThreads), kThreads, stream(), 0, overlap()}, unpack_f32_kernel, codes, scales,
            weight.global_scale, static_cast<float*>(buffer), rows, width, first_col, cols);
     return {buffer, cols, nullptr};
   }
@@ -102,7 +102,7 @@ CudaBackend::Operand CudaBackend::operand(const Tensor& weight, DType act, int64
     by_activation(act, [&](auto out) {
       using In = decltype(in);
       using Out = decltype(out);
-      launch({std::min(blocks_for(rows * cols, kThreads * 4), 65535u), kThreads, stream_.get(), 0, overlap()},
+      launch({std::min(blocks_for(rows * cols, kThreads * 4), 65535u), kThreads, stream(), 0, overlap()},
              convert_piece_kernel<In, Out>, weight.as<In>() + start, static_cast<Out*>(buffer), rows, width, first_col, cols);
     });
   });
@@ -119,12 +119,13 @@ void CudaBackend::linear_product(const void* x, int64_t n, int64_t ldx, DType ac
   p.a = w.data, p.lda = w.ld, p.alpha = w.alpha;
   p.b = x, p.ldb = ldx;
   p.d = static_cast<char*>(y) + first * element_bytes(y_dtype), p.ldd = ldy;
-  lt_->run(p, stream_.get());
+  lt_->run(p, stream());
 }
 
 void CudaBackend::linear(const Tensor& x, const Tensor& weight, const Tensor& y) {
+  if (defer({Deferred::Kind::linear, {x, weight, y}})) return;
   const int64_t n = x.rows(), width = weight.cols(), outputs = weight.rows();
-  if (linear_few_rows(x, weight, y)) return;
+  if (linear_streamed(x, weight, y) || linear_few_rows(x, weight, y)) return;
   const int64_t piece = output_piece(weight, x.dtype);
   for (int64_t first = 0; first < outputs; first += piece)
     linear_product(x.data, n, width, x.dtype, weight, first, std::min(piece, outputs - first), y.data, y.dtype, outputs);
@@ -146,7 +147,7 @@ void CudaBackend::linear_dgrad(const Tensor& dy, const Tensor& weight, bool accu
     p.b = dy.data, p.ldb = outputs;
     p.d = dx.as<char>() + first * element_bytes(dx.dtype), p.ldd = width;
     p.accumulate = accumulate;
-    lt_->run(p, stream_.get());
+    lt_->run(p, stream());
   }
 }
 
@@ -159,7 +160,7 @@ void CudaBackend::linear_wgrad(const Tensor& dy, const Tensor& x, bool accumulat
   p.b = dy.data, p.ldb = dy.cols();
   p.d = dweight.data, p.ldd = dweight.cols();
   p.accumulate = accumulate;
-  lt_->run(p, stream_.get());
+  lt_->run(p, stream());
 }
 
 }  // namespace q4::gpu

@@ -179,10 +179,10 @@ bool CudaBackend::linear_few_rows(const Tensor& x, const Tensor& weight, const T
   const FewRows call{weight.data, weight.scale, weight.dtype == DType::nvfp4 ? weight.global_scale : nullptr, x.as<bf16>(), y.data,
                      static_cast<int>(x.rows()), static_cast<int>(weight.rows()), static_cast<int>(width), y.dtype == DType::f32};
   switch (weight.dtype) {
-    case DType::nvfp4: run<Nvfp4Weight>(call, stream_.get(), overlap()); break;
-    case DType::bf16: run<PlainWeight<bf16>>(call, stream_.get(), overlap()); break;
-    case DType::f16: run<PlainWeight<f16>>(call, stream_.get(), overlap()); break;
-    default: run<PlainWeight<float>>(call, stream_.get(), overlap());
+    case DType::nvfp4: run<Nvfp4Weight>(call, stream(), overlap()); break;
+    case DType::bf16: run<PlainWeight<bf16>>(call, stream(), overlap()); break;
+    case DType::f16: run<PlainWeight<f16>>(call, stream(), overlap()); break;
+    default: run<PlainWeight<float>>(call, stream(), overlap());
   }
   return true;
 }

@@ -118,7 +118,7 @@ void CudaBackend::linear_cross_entropy(const Tensor& x, const Tensor& weight, co
     by_activation(act, [&](auto tag) {
       using T = decltype(tag);
       auto* kernel = dx || dweight ? cross_entropy_kernel<T, true> : cross_entropy_kernel<T, false>;
-      launch({static_cast<unsigned>(count), kThreads, stream_.get(), 0, overlap()}, kernel, logits, labels.i32() + first,
+      launch({static_cast<unsigned>(count), kThreads, stream(), 0, overlap()}, kernel, logits, labels.i32() + first,
              scale.f32(), row_loss + first, vocabulary);
     });
     if (dx) {
@@ -133,12 +133,12 @@ void CudaBackend::linear_cross_entropy(const Tensor& x, const Tensor& weight, co
         p.b = reinterpret_cast<char*>(logits) + v * act_bytes, p.ldb = ld_gradient;
         p.d = direct ? static_cast<void*>(dx.as<char>() + first * width * act_bytes) : dx_sum, p.ldd = width;
         p.accumulate = v > 0;
-        lt_->run(p, stream_.get());
+        lt_->run(p, stream());
       }
       if (!direct)
         by_activation(act, [&](auto tag) {
           using T = decltype(tag);
-          launch({std::min(blocks_for(count * width, kThreads * 4), 65535u), kThreads, stream_.get(), 0, overlap()},
+          launch({std::min(blocks_for(count * width, kThreads * 4), 65535u), kThreads, stream(), 0, overlap()},
                  narrow_kernel<T>, dx_sum, dx.as<T>() + first * width, count * width);
         });
     }
@@ -151,10 +151,10 @@ void CudaBackend::linear_cross_entropy(const Tensor& x, const Tensor& weight, co
       p.b = logits, p.ldb = ld_gradient;
       p.d = dweight.data, p.ldd = width;
       p.accumulate = accumulate || first > 0;
-      lt_->run(p, stream_.get());
+      lt_->run(p, stream());
     }
   }
-  launch({1, kThreads, stream_.get(), 0, overlap()}, sum_rows_kernel, row_loss, rows, scale.f32(), accumulate, loss.f32());
+  launch({1, kThreads, stream(), 0, overlap()}, sum_rows_kernel, row_loss, rows, scale.f32(), accumulate, loss.f32());
 }
 
 void CudaBackend::l1_loss(const Tensor& x, const Tensor& target, const Tensor& scale, bool accumulate, const Tensor& loss,
@@ -163,10 +163,10 @@ void CudaBackend::l1_loss(const Tensor& x, const Tensor& target, const Tensor& s
   const unsigned blocks = std::min(blocks_for(elements, kThreads * 4), 1024u);
   by_activation(x.dtype, [&](auto tag) {
     using T = decltype(tag);
-    launch({blocks, kThreads, stream_.get(), 0, overlap()}, l1_kernel<T>, x.as<T>(), target.f32(), scale.f32(), dx.as<T>(),
+    launch({blocks, kThreads, stream(), 0, overlap()}, l1_kernel<T>, x.as<T>(), target.f32(), scale.f32(), dx.as<T>(),
            partials(), elements);
   });
-  launch({1, kThreads, stream_.get(), 0, overlap()}, sum_rows_kernel, partials(), int64_t{blocks}, scale.f32(), accumulate, loss.f32());
+  launch({1, kThreads, stream(), 0, overlap()}, sum_rows_kernel, partials(), int64_t{blocks}, scale.f32(), accumulate, loss.f32());
 }
 
 }  // namespace q4::gpu

@@ -110,11 +110,12 @@ void column_sum(const float* partial, int64_t rows, int64_t width, bool accumula
 }
 
 void CudaBackend::rms_norm(const Tensor& x, const Tensor& weight, float eps, const Tensor& y, const Tensor& rstd) {
+  if (defer({Deferred::Kind::norm, {x, Tensor{}, weight, Tensor{}, y, rstd}, eps})) return;
   const int64_t rows = x.rows(), width = x.cols();
   by_activation(x.dtype, [&](auto act) {
     using T = decltype(act);
     by_width(wide(width, x, weight, y), [&](auto w) {
-      launch({static_cast<unsigned>(rows), row_threads(width / w), stream_.get(), 0, overlap()}, rms_norm_kernel<T, w, false>,
+      launch({static_cast<unsigned>(rows), row_threads(width / w), stream(), 0, overlap()}, rms_norm_kernel<T, w, false>,
              x.as<T>(), nullptr, weight.f32(), eps, nullptr, y.as<T>(), rstd.f32(), width);
     });
   });
@@ -122,11 +123,12 @@ void CudaBackend::rms_norm(const Tensor& x, const Tensor& weight, float eps, con
 
 void CudaBackend::add_rms_norm(const Tensor& x, const Tensor& branch, const Tensor& weight, float eps,
                                const Tensor& sum, const Tensor& y, const Tensor& rstd) {
+  if (defer({Deferred::Kind::norm, {x, branch, weight, sum, y, rstd}, eps})) return;
   const int64_t rows = x.rows(), width = x.cols();
   by_activation(x.dtype, [&](auto act) {
     using T = decltype(act);
     by_width(wide(width, x, branch, weight, sum, y), [&](auto w) {
-      launch({static_cast<unsigned>(rows), row_threads(width / w), stream_.get(), 0, overlap()}, rms_norm_kernel<T, w, true>,
+      launch({static_cast<unsigned>(rows), row_threads(width / w), stream(), 0, overlap()}, rms_norm_kernel<T, w, true>,
              x.as<T>(), branch.as<T>(), weight.f32(), eps, sum.as<T>(), y.as<T>(), rstd.f32(), width);
     });
   });
@@ -143,13 +145,13 @@ void CudaBackend::rms_norm_backward(const Tensor& dy, const Tensor& x, const Ten
     using T = decltype(act);
     by_width(wide(width, dy, x, weight, dx, dresidual), [&](auto w) {
       const size_t shared = dweight ? static_cast<size_t>(width) * 4 : 0;
-      const Launch how{static_cast<unsigned>(blocks), row_threads(width / w), stream_.get(), shared, overlap()};
+      const Launch how{static_cast<unsigned>(blocks), row_threads(width / w), stream(), shared, overlap()};
       auto* kernel = dweight ? rms_norm_backward_kernel<T, w, true> : rms_norm_backward_kernel<T, w, false>;
       allow_shared(kernel, shared);
       launch(how, kernel, dy.as<T>(), x.as<T>(), weight.f32(), rstd.f32(), dresidual.as<T>(), dx.as<T>(), partials(), rows, width);
     });
   });
-  if (dweight) column_sum(partials(), blocks, width, accumulate, dweight.f32(), stream_.get(), overlap());
+  if (dweight) column_sum(partials(), blocks, width, accumulate, dweight.f32(), stream(), overlap());
 }
 
 }  // namespace q4::gpu

@@ -85,7 +85,7 @@ template <typename G, typename Master, int W>
 __global__ void __launch_bounds__(kThreads)
     adamw_kernel(const G* grad, const float* stats, const float* hyper, const uint32_t* rng, bool decay, uint32_t stream,
                  Master* master, float* m, float* v, int64_t elements) {
-  begin();
+  begin_weights();
   if (stats[2] == 0) return;
   const float clip = stats[1], lr = hyper[0], beta1 = hyper[1], beta2 = hyper[2], eps = hyper[3];
   const float shrink = decay ? lr * hyper[4] : 0.0f, correction1 = 1.0f / hyper[5], correction2 = 1.0f / hyper[6];
@@ -128,7 +128,7 @@ void CudaBackend::sum_squares(const Tensor& x, int64_t slot, const Tensor& out) 
   by_activation(x.dtype, [&](auto act) {
     using T = decltype(act);
     by_width(wide(elements, x), [&](auto w) {
-      launch({reduction_blocks(elements, w), kThreads, stream_.get(), 0, overlap()}, reduce_kernel<SumOfSquares, T, w>, x.as<T>(),
+      launch({reduction_blocks(elements, w), kThreads, stream(), 0, overlap()}, reduce_kernel<SumOfSquares, T, w>, x.as<T>(),
              elements, partials(), ticket(), out.f32() + slot);
     });
   });
@@ -139,14 +139,14 @@ void CudaBackend::amax(const Tensor& x, int64_t slot, const Tensor& out) {
   by_float(x.dtype, [&](auto act) {
     using T = decltype(act);
     by_width(wide(elements, x), [&](auto w) {
-      launch({reduction_blocks(elements, w), kThreads, stream_.get(), 0, overlap()}, reduce_kernel<LargestMagnitude, T, w>,
+      launch({reduction_blocks(elements, w), kThreads, stream(), 0, overlap()}, reduce_kernel<LargestMagnitude, T, w>,
              x.as<T>(), elements, partials(), ticket(), out.f32() + slot);
     });
   });
 }
 
 void CudaBackend::grad_stats(const Tensor& partials, const Tensor& loss, float max_norm, const Tensor& stats) {
-  launch({1, kThreads, stream_.get(), 0, overlap()}, grad_stats_kernel, partials.f32(), partials.elements(), loss.f32(), max_norm,
+  launch({1, kThreads, stream(), 0, overlap()}, grad_stats_kernel, partials.f32(), partials.elements(), loss.f32(), max_norm,
          stats.f32());
 }
 
@@ -156,7 +156,7 @@ void CudaBackend::adamw(const Tensor& grad, const Tensor& stats, const Tensor& h
   by_activation(grad.dtype, [&](auto g) {
     by_activation(master.dtype, [&](auto p) {
       by_width(wide(elements, grad, master, m, v), [&](auto w) {
-        launch({blocks_for(elements, kThreads * w), kThreads, stream_.get(), 0, overlap()},
+        launch({blocks_for(elements, kThreads * w), kThreads, this->stream(), 0, overlap()},
                adamw_kernel<decltype(g), decltype(p), w>, grad.as<decltype(g)>(), stats.f32(), hyper.f32(), rng.as<uint32_t>(),
                decay, static_cast<uint32_t>(stream), master.as<decltype(p)>(), m.f32(), v.f32(), elements);
       });

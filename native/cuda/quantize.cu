@@ -7,11 +7,18 @@ namespace q4::gpu {
 namespace {
 
 constexpr int kThreads = 256;
+// Half-blocks a thread of quantize_kernel, a whole grid's stride apart.
+constexpr int kHalves = 4;
 
-// Integer sums are the same in any order.
+// Integer sums are the same in any order. One atomic a block: more would queue up at the one address.
 __device__ void add_count(int count, int32_t* total) {
+  __shared__ int shared[kThreads / 32];
   count = __reduce_add_sync(0xffffffffu, count);
-  if (threadIdx.x % 32 == 0 && count) atomicAdd(total, count);
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = count;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  for (int w = 1; w < kThreads / 32; ++w) count += shared[w];
+  if (count) atomicAdd(total, count);
 }
 
 __global__ void zero_count_kernel(int32_t* total) {
@@ -36,38 +43,46 @@ __device__ uint32_t code_of(float value, float step, float reciprocal) {
 template <typename T>
 __global__ void quantize_kernel(const T* master, const float* amax, int64_t slot_begin, int64_t slot_end, uint32_t* codes,
                                 uint8_t* scales, float* global_out, int32_t* changed, int64_t halves) {
-  begin();
+  begin_weights();
   float global = 1.0f;
   if (amax) {
     float largest = 0;
     for (int64_t i = slot_begin; i < slot_end; ++i) largest = amax_step(largest, amax[i]);
     global = nvfp4_global_scale(largest);
   }
-  const int64_t half = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  const bool inside = half < halves;
-  Pack<8> x{};
-  if (inside) x = load<8>(master + half * 8);
-  float largest = 0;
-#pragma unroll
-  for (int j = 0; j < 8; ++j) largest = amax_step(largest, x.v[j]);
-  largest = amax_step(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
-  const uint8_t scale = nvfp4_block_scale(largest, global);
-  const float step = e4m3_to_f32(scale) * global;
-  uint32_t packed = 0;
-  if (step > 0x1p-80f && step < 0x1p80f) {
-    float reciprocal = __frcp_rn(step);
-#pragma unroll
-    for (int j = 0; j < 8; ++j) packed |= code_of(x.v[j], step, reciprocal) << (4 * j);
-  } else {
-#pragma unroll
-    for (int j = 0; j < 8; ++j) packed |= nvfp4_code(x.v[j], step) << (4 * j);
-  }
   int differing = 0;
-  if (inside) {
-    if (half == 0) *global_out = global;
-    if (half % 2 == 0) scales[half / 2] = scale;
-    differing = __popc(nvfp4_differing_codes(codes[half], packed));
-    codes[half] = packed;
+  Pack<8> pieces[kHalves]{};
+#pragma unroll
+  for (int i = 0; i < kHalves; ++i) {
+    const int64_t half = (int64_t{blockIdx.x} * kHalves + i) * kThreads + threadIdx.x;
+    if (half < halves) pieces[i] = load<8>(master + half * 8);
+  }
+#pragma unroll
+  for (int i = 0; i < kHalves; ++i) {
+    const int64_t half = (int64_t{blockIdx.x} * kHalves + i) * kThreads + threadIdx.x;
+    const bool inside = half < halves;
+    const Pack<8>& x = pieces[i];
+    float largest = 0;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) largest = amax_step(largest, x.v[j]);
+    largest = amax_step(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
+    const uint8_t scale = nvfp4_block_scale(largest, global);
+    const float step = e4m3_to_f32(scale) * global;
+    uint32_t packed = 0;
+    if (step > 0x1p-80f && step < 0x1p80f) {
+      float reciprocal = __frcp_rn(step);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) packed |= code_of(x.v[j], step, reciprocal) << (4 * j);
+    } else {
+#pragma unroll
+      for (int j = 0; j < 8; ++j) packed |= nvfp4_code(x.v[j], step) << (4 * j);
+    }
+    if (inside) {
+      if (half == 0) *global_out = global;
+      if (half % 2 == 0) scales[half / 2] = scale;
+      differing += __popc(nvfp4_differing_codes(codes[half], packed));
+      codes[half] = packed;
+    }
   }
   if (changed) add_count(differing, changed);
 }
@@ -75,7 +90,7 @@ __global__ void quantize_kernel(const T* master, const float* amax, int64_t slot
 // y = code · scale · global, half a block a thread.
 template <typename T>
 __global__ void dequantize_kernel(const uint32_t* codes, const uint8_t* scales, const float* global, T* y, int64_t halves) {
-  begin();
+  begin_weights();
   const int64_t half = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (half >= halves) return;
   const uint32_t packed = codes[half];
@@ -99,10 +114,10 @@ void CudaBackend::quantize_nvfp4(const Tensor& master, const Tensor& amax, Slots
                                  const Tensor& weight, const Tensor& changed) {
   const int64_t halves = master.elements() / 8;
   int32_t* count = changed ? changed.i32() + changed_slot : nullptr;
-  if (count) launch({1, 1, stream_.get(), 0, overlap()}, zero_count_kernel, count);
+  if (count) launch({1, 1, stream(), 0, overlap()}, zero_count_kernel, count);
   by_activation(master.dtype, [&](auto act) {
     using T = decltype(act);
-    launch({blocks_for(halves, kThreads), kThreads, stream_.get(), 0, overlap()}, quantize_kernel<T>, master.as<T>(),
+    launch({blocks_for(halves, kThreads * kHalves), kThreads, stream(), 0, overlap()}, quantize_kernel<T>, master.as<T>(),
            amax.f32(), slots.begin, slots.end, weight.as<uint32_t>(), weight.scale, weight.global_scale, count, halves);
   });
 }
@@ -111,15 +126,15 @@ void CudaBackend::dequantize_nvfp4(const Tensor& weight, const Tensor& y) {
   const int64_t halves = y.elements() / 8;
   by_activation(y.dtype, [&](auto act) {
     using T = decltype(act);
-    launch({blocks_for(halves, kThreads), kThreads, stream_.get(), 0, overlap()}, dequantize_kernel<T>, weight.as<uint32_t>(),
+    launch({blocks_for(halves, kThreads), kThreads, stream(), 0, overlap()}, dequantize_kernel<T>, weight.as<uint32_t>(),
            weight.scale, weight.global_scale, y.as<T>(), halves);
   });
 }
 
 void CudaBackend::count_changed(const Tensor& a, const Tensor& b, int64_t slot, const Tensor& out) {
   const int64_t halves = a.elements() / 8;
-  launch({1, 1, stream_.get(), 0, overlap()}, zero_count_kernel, out.i32() + slot);
-  launch({blocks_for(halves, kThreads), kThreads, stream_.get(), 0, overlap()}, count_changed_kernel, a.as<uint32_t>(),
+  launch({1, 1, stream(), 0, overlap()}, zero_count_kernel, out.i32() + slot);
+  launch({blocks_for(halves, kThreads), kThreads, stream(), 0, overlap()}, count_changed_kernel, a.as<uint32_t>(),
          b.as<uint32_t>(), out.i32() + slot, halves);
 }
 

@@ -337,11 +337,11 @@ void CudaBackend::sample(const Tensor& logits, const Tensor& sampling, const Ten
   Strip* strips = reinterpret_cast<Strip*>(candidates + 256 * rows);
   if (static_cast<int64_t>(rows) * (256 * sizeof(Best) + kStrips * sizeof(Strip)) > Workspace::kPartialBytes)
     throw Error("Q4510", "sample: too many rows at a time");
-  const Launch spread{{stretches, static_cast<unsigned>(rows)}, kSpreadThreads, stream_.get(), 0, overlap()};
+  const Launch spread{{stretches, static_cast<unsigned>(rows)}, kSpreadThreads, stream(), 0, overlap()};
   launch(spread, best_kernel, logits.f32(), sampling.f32(), seen.as<uint8_t>(), candidates, strips, vocabulary);
   launch(spread, histogram_kernel, logits.f32(), sampling.f32(), seen.as<uint8_t>(), candidates, strips, vocabulary);
   allow_shared(choose_kernel, sizeof(Sorting));
-  launch({static_cast<unsigned>(rows), kThreads, stream_.get(), sizeof(Sorting), overlap()}, choose_kernel, logits.f32(), sampling.f32(),
+  launch({static_cast<unsigned>(rows), kThreads, stream(), sizeof(Sorting), overlap()}, choose_kernel, logits.f32(), sampling.f32(),
          rng.as<uint32_t>(), past.i32(), seen.as<uint8_t>(), candidates, strips, static_cast<int>(stretches), ids.i32(), vocabulary);
 }
 

@@ -180,6 +180,7 @@ void test_attention(Harness& h);
 void test_optimizer(Harness& h);
 void test_nvfp4(Harness& h);
 void test_sampling(Harness& h);
+void test_decode_layer(Harness& h);
 void test_machinery(Harness& h);
 void bench_roofs(Harness& h);
 void bench_training(Harness& h);

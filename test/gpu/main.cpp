@@ -19,7 +19,7 @@ int main(int argc, char** argv) {
     std::printf("device: %s, %s\n", h.gpu->info().name.c_str(), h.gpu->info().instructions.c_str());
     const std::pair<const char*, void (*)(Harness&)> tests[] = {
         {"elementwise", test_elementwise}, {"norms", test_norms}, {"linear", test_linear}, {"losses", test_losses}, {"attention", test_attention},
-        {"optimizer", test_optimizer}, {"nvfp4", test_nvfp4}, {"sampling", test_sampling}, {"machinery", test_machinery}};
+        {"optimizer", test_optimizer}, {"nvfp4", test_nvfp4}, {"sampling", test_sampling}, {"decode_layer", test_decode_layer}, {"machinery", test_machinery}};
     const std::pair<const char*, void (*)(Harness&)> benches[] = {{"roofs", bench_roofs}, {"training", bench_training}, {"decode", bench_decode}};
     const auto run = [&](const char* name, void (*body)(Harness&)) {
       if (only && std::strcmp(only, name)) return;

@@ -1,0 +1,101 @@
+// Ops that the backend fuses in a decode step, against the same ops one at a time (a synchronize between two of them keeps
+// them apart): everything that memory holds afterwards must agree, also where the arena gives one place to two tensors.
+#include "harness.h"
+
+namespace q4::test {
+
+namespace {
+
+struct Layer {
+  Tensor q, k, v, o, gate, up, down, norm, head_norm;
+};
+
+void run_layer(Harness& h, const Layer& l, bool apart, int64_t batch, int64_t capacity, bool reuse, const std::string& name) {
+  const int64_t hidden = l.q.cols(), heads = 4, kv_heads = 2, dim = 64, inner = l.gate.rows();
+  Backend& g = *h.gpu;
+  struct State {
+    std::vector<Tensor> kept;  // what must agree
+    std::vector<const char*> names;
+  } states[2];
+  std::vector<float> x0(batch * hidden), branch0(batch * hidden), cache0(batch * capacity * kv_heads * dim);
+  for (auto* values : {&x0, &branch0, &cache0})
+    for (float& value : *values) value = h.normal();
+  for (int fused = 0; fused < 2; ++fused) {
+    const auto act = [&](int64_t width, const std::vector<float>* from = nullptr) {
+      const Tensor t = h.on(g, DType::bf16, {batch, width});
+      if (!from) return t;
+      std::vector<uint16_t> halves(from->size());
+      for (size_t i = 0; i < halves.size(); ++i) halves[i] = f32_to_bf16((*from)[i]);
+      g.upload(t.data, halves.data(), static_cast<int64_t>(halves.size()) * 2);
+      return t;
+    };
+    const auto place = [&](const Tensor& like, int64_t width) {  // another tensor in the same memory
+      Tensor t = like;
+      t.dims[1] = width;
+      return t;
+    };
+    const Tensor x = act(hidden, &x0), branch = act(hidden, &branch0), y = act(hidden);
+    const Tensor q = act(heads * dim), q_rotated = act(heads * dim), k = reuse ? place(q, kv_heads * dim) : act(kv_heads * dim), k_rotated = act(kv_heads * dim);
+    const Tensor v = reuse ? place(q, kv_heads * dim) : act(kv_heads * dim), out = reuse ? place(y, heads * dim) : act(heads * dim);
+    const Tensor gate = act(inner), up = act(inner), activated = reuse ? gate : act(inner), result = act(hidden), result2 = act(hidden);
+    const Tensor rstd = h.on(g, DType::f32, {batch}), q_rstd = h.on(g, DType::f32, {batch, heads}), k_rstd = h.on(g, DType::f32, {batch, kv_heads}), lse = h.on(g, DType::f32, {batch, heads});
+    Tensor k_cache = h.on(g, DType::bf16, {batch * capacity, kv_heads * dim}), v_cache = h.on(g, DType::bf16, {batch * capacity, kv_heads * dim});
+    std::vector<uint16_t> halves(cache0.size());
+    for (size_t i = 0; i < halves.size(); ++i) halves[i] = f32_to_bf16(cache0[i]);
+    g.upload(k_cache.data, halves.data(), static_cast<int64_t>(halves.size()) * 2), g.upload(v_cache.data, halves.data(), static_cast<int64_t>(halves.size()) * 2);
+    const Tensor past = h.on(g, DType::i32, {batch});
+    std::vector<int32_t> pasts(batch);
+    for (int64_t b = 0; b < batch; ++b) pasts[b] = static_cast<int32_t>((capacity - 1) * (b + 1) / (batch + 1));
+    g.upload(past.data, pasts.data(), batch * 4);
+    const auto next = [&] {
+      if (!fused || apart) g.synchronize();
+    };
+    const Tensor none;
+    g.add_rms_norm(x, branch, l.norm, 1e-6f, x, y, rstd), next();
+    g.linear(y, l.q, q), next();
+    g.head_norm_rope(q, l.head_norm, past, dim, 1e-6f, 1e6, q_rotated, q_rstd), next();
+    g.linear(y, l.k, k), next();
+    g.head_norm_rope(k, l.head_norm, past, dim, 1e-6f, 1e6, k_rotated, k_rstd), next();
+    g.linear(y, l.v, v), next();
+    g.kv_append(k_rotated, v, past, batch, k_cache, v_cache), next();
+    g.attention(q_rotated, k_cache, v_cache, none, past, {batch, heads, kv_heads, dim}, out, lse, none), next();
+    g.linear(out, l.o, result), next();
+    g.add_rms_norm(x, result, l.norm, 1e-6f, result, y, rstd), next();
+    g.linear(y, l.gate, gate), next();
+    g.linear(y, l.up, up), next();
+    g.swiglu(gate, up, activated), next();
+    g.linear(activated, l.down, result2), next();
+    g.synchronize();
+    states[fused] = {{x, q_rotated, k_rotated, q_rstd, lse, k_cache, v_cache, result, rstd, up, activated, result2},
+                     {"x", "q_rotated", "k_rotated", "q_rstd", "lse", "k_cache", "v_cache", "sum", "rstd", "up", "activated", "result"}};
+    if (!reuse)
+      for (const auto& [tensor, label] : {std::pair{q, "q"}, {k, "k"}, {v, "v"}, {out, "out"}, {gate, "gate"}, {y, "y"}})
+        states[fused].kept.push_back(tensor), states[fused].names.push_back(label);
+  }
+  for (size_t i = 0; i < states[0].kept.size(); ++i) {
+    const std::vector<float> one = h.read(states[0].kept[i]), other = h.read(states[1].kept[i]);
+    double error = 0, norm = 0;
+    for (size_t j = 0; j < one.size(); ++j) error += (one[j] - other[j]) * (one[j] - other[j]), norm += one[j] * one[j];
+    // Products are summed in another order: some results fall on the next bf16 number.
+    const double relative = std::sqrt(error / std::max(norm, 1e-30));
+    h.verdict(name + " " + states[0].names[i], relative <= 4e-3, relative, 4e-3);
+  }
+}
+
+}  // namespace
+
+void test_decode_layer(Harness& h) {
+  for (const auto& [hidden, inner] : {std::pair<int64_t, int64_t>{256, 320}, {160, 1056}})
+    for (const int64_t batch : {int64_t{1}, int64_t{3}, int64_t{8}, int64_t{16}})
+      for (const bool reuse : {false, true}) {
+        Layer l;
+        l.q = h.nvfp4(256, hidden).gpu, l.k = h.nvfp4(128, hidden).gpu, l.v = h.nvfp4(128, hidden).gpu, l.o = h.nvfp4(hidden, 256).gpu;
+        l.gate = h.nvfp4(inner, hidden).gpu, l.up = h.nvfp4(inner, hidden).gpu, l.down = h.nvfp4(hidden, inner).gpu;
+        l.norm = h.normals(DType::f32, {hidden}).gpu, l.head_norm = h.normals(DType::f32, {64}).gpu;
+        const std::string name = "decode layer H" + std::to_string(hidden) + " B" + std::to_string(batch) + (reuse ? " reused" : "");
+        run_layer(h, l, false, batch, 150, reuse, name);
+        h.clear();
+      }
+}
+
+}  // namespace q4::test
