@@ -1,5 +1,5 @@
 /** Whole runs with fake stages, in this process's command line and a worker of their own. */
-import { existsSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'uvu';
 import * as assert from 'uvu/assert';
@@ -22,7 +22,12 @@ async function withFault<T>(fault: string, action: () => Promise<T>): Promise<T>
 }
 
 const runs = (home: string): string[] => readdirSync(join(home, 'runs')).sort();
-const newest = (home: string): string => join(home, 'runs', runs(home).at(-1)!);
+/** By when it was begun: names tell seconds only, and a test makes several runs in one. */
+const newest = (home: string): string =>
+  runs(home)
+    .map((name) => join(home, 'runs', name))
+    .sort((a, b) => statSync(join(a, 'plan.json')).mtimeMs - statSync(join(b, 'plan.json')).mtimeMs)
+    .at(-1)!;
 interface ReportText {
   status: string;
   exit_code: number;
