@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "core/file_writer.h"
 #include "core/file_parts.h"
+#include "core/file_writer.h"
 #include "core/weight_kernels.h"
 
 namespace q4 {

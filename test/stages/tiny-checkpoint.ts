@@ -1,6 +1,6 @@
 /** Tiny Qwen3 checkpoints as Hugging Face directories, with a safetensors writer of a few lines of their own. */
 import { uniformSource } from '../native/random-values.js';
-import { BF16, decode, encode, F16 } from '../oracle/number-formats.js';
+import { decode, encode, F16 } from '../oracle/number-formats.js';
 
 export const TINY = {
   architectures: ['Qwen3ForCausalLM'],
@@ -65,18 +65,26 @@ export function values(n: number, seed: number, heavy: boolean): Float32Array {
   });
 }
 
+/** Rounded to nearest even. */
+function bf16Bits(x: Float32Array): Uint16Array {
+  const words = new Uint32Array(Float32Array.from(x).buffer);
+  const round = (word: number): number => (word + 0x7fff + ((word >>> 16) & 1)) >>> 16;
+  return Uint16Array.from(words, (word, i) => (Number.isNaN(x[i]) ? 0x7fc0 : round(word)));
+}
+
 export function rawOf(shape: readonly number[], x: Float32Array, dtype: 'BF16' | 'F16' | 'F32'): Raw {
   if (dtype === 'F32') return { dtype, shape, bytes: Buffer.from(Float32Array.from(x).buffer) };
-  const format = dtype === 'BF16' ? BF16 : F16;
-  return { dtype, shape, bytes: Buffer.from(Uint16Array.from(x, (value) => encode(format, value)).buffer) };
+  const bits = dtype === 'BF16' ? bf16Bits(x) : Uint16Array.from(x, (value) => encode(F16, value));
+  return { dtype, shape, bytes: Buffer.from(bits.buffer) };
 }
 
 /** The values of a plain tensor. */
 export function floatsOf({ dtype, bytes }: Raw): Float32Array {
   const copy = Uint8Array.from(bytes).buffer;
   if (dtype === 'F32') return new Float32Array(copy);
-  const format = dtype === 'BF16' ? BF16 : F16;
-  return Float32Array.from(new Uint16Array(copy), (code) => decode(format, code));
+  const codes = new Uint16Array(copy);
+  if (dtype === 'BF16') return new Float32Array(Uint32Array.from(codes, (code) => code << 16).buffer);
+  return Float32Array.from(codes, (code) => decode(F16, code));
 }
 
 export function randomTensors(
