@@ -5,7 +5,7 @@
 - Each plain checkpoint loads with AutoModelForCausalLM. With fp32 weights its logits are q4run's within 1e-5 relative L2;
   the bf16 and fp16 checkpoints are the fp32 one rounded once, bit for bit, and how far that moves the logits is printed.
 - ModelOpt and compressed-tensors checkpoints, decoded as codes × block scale × global scale, are the fp32 weights bit for
-  bit. A global scale that the exporter lists as having no exact divisor may be off by one part in 2^23.
+  bit. A global scale that the exporter lists as having no exact divisor may be off in its last bit.
 Shares no code with q4run. Needs torch, transformers and safetensors; runs on the CPU. Exit 1 when something does not hold.
 """
 import json
@@ -102,8 +102,8 @@ def check_nvfp4(folder, kind, exact):
         if same_bits(found, wanted):
             continue
         off += 1
-        close = torch.allclose(found, wanted, rtol=2**-23, atol=0)
-        check(module + ".weight" in listed and close, f"{kind}: {module} is off by one part in 2^23, and listed")
+        close = torch.allclose(found, wanted, rtol=2**-22, atol=0)  # the scale's last bit, and the product's rounding
+        check(module + ".weight" in listed and close, f"{kind}: {module} is off by no more than its global scale's last bit, and listed")
     check(bool(modules), f"{kind}: {len(modules) - off} of {len(modules)} matrices decode to q4run's bits, {off} are listed")
     plain = [name for name in exact if name in tensors and name.removesuffix(".weight") not in modules]
     check(all(same_bits(tensors[name].float(), exact[name]) for name in plain), f"{kind}: {len(plain)} plain tensors as they were")
