@@ -158,7 +158,22 @@ const samplingOf = (params: Params, ctx: StageContext): Sampling => ({
 function capacityFor(longest: number, turns: number, params: Params, most: number): number {
   if (params.cache.capacity > 0) return params.cache.capacity;
   const needed = params.conversation ? (longest + params.max_tokens) * turns : longest + params.max_tokens;
-  return Math.max(Math.min(needed + 1, most), Math.min(longest + 2, most));
+  return Math.min(needed + 1, most);
+}
+
+/** Without a capacity that was asked for, the model itself is the limit. */
+function checkLength(longest: number, params: Params, most: number): void {
+  if (params.cache.capacity > 0 || longest < most) return;
+  throw new Q4Error(
+    'Q4504',
+    `a prompt of ${longest} tokens leaves no room in the ${most} positions of the model`,
+    {
+      expected: `fewer than ${most} tokens (max_position_embeddings)`,
+      found: `${longest} tokens`,
+      hint: 'shorten the prompt',
+      at: [params.messages ? 'messages' : 'prompts'],
+    },
+  );
 }
 
 function checkExpectations(params: Params, answers: readonly Answer[]): string[] {
@@ -175,11 +190,14 @@ function checkExpectations(params: Params, answers: readonly Answer[]): string[]
   });
 }
 
+const utf8Bytes = (text: string): number => new TextEncoder().encode(text).length;
+
 async function plan(params: Params, inputs: StageValues, ctx: StageContext): Promise<StagePlan> {
   const model = inputs['model'] as PlannedModel;
   const asked = questions(params);
-  // The prompts are not tokenised here; a byte is at least no token less.
-  const longest = Math.max(...asked.map(({ messages }) => JSON.stringify(messages).length));
+  // The prompts are not tokenised here. No token is shorter than a byte, and JSON takes more around a message than the
+  // usual templates do.
+  const longest = Math.max(...asked.map(({ messages }) => utf8Bytes(JSON.stringify(messages))));
   const { maxPositionEmbeddings } = model.layout.config;
   const capacity = capacityFor(longest, asked.length, params, maxPositionEmbeddings);
   const memory = planInference(model.layout, ctx.engine.device.kind, model.activation, {
@@ -204,7 +222,9 @@ async function run(params: Params, inputs: StageValues, ctx: StageContext): Prom
       at: ['prompts'],
     });
   const longest = Math.max(...asked.map(({ messages }) => encode(text, messages, params).length));
-  const capacity = capacityFor(longest, asked.length, params, model.layout.config.maxPositionEmbeddings);
+  const { maxPositionEmbeddings: most } = model.layout.config;
+  checkLength(longest, params, most);
+  const capacity = capacityFor(longest, asked.length, params, most);
   const rows = params.conversation ? 1 : Math.min(params.batch_size, asked.length);
   const session = new InferenceSession(ctx.engine, model, { rows, capacity });
   const answers: Answer[] = [];
