@@ -8,8 +8,8 @@ namespace q4::gpu {
 namespace {
 
 constexpr int kWarps = 4, kThreads = kWarps * 32;
-constexpr int kRowTiles = 2;                         // 16-row tiles a warp: each B fragment serves 32 rows
-constexpr int kQueries = kWarps * kRowTiles * 16;    // 128
+constexpr int kRowTiles = 2;                       // 16-row tiles a warp: each B fragment serves 32 rows
+constexpr int kQueries = kWarps * kRowTiles * 16;  // 128
 constexpr int kKeys = 48;
 constexpr float kLog2e = 1.4426950408889634f;
 
@@ -33,7 +33,9 @@ __global__ void __launch_bounds__(kThreads, 2) flash_kernel(const AttentionCall 
   const bf16* v = static_cast<const bf16*>(call.v) + kv_offset;
 
   const Tile<D> q_tile{shared_address(shared)};
-  const auto k_tile = [&](int stage) { return Tile<D>{q_tile.base + Tile<D>::bytes(kQueries) + stage * Tile<D>::bytes(kKeys)}; };
+  const auto k_tile = [&](int stage) {
+    return Tile<D>{q_tile.base + Tile<D>::bytes(kQueries) + stage * Tile<D>::bytes(kKeys)};
+  };
   const auto v_tile = [&](int stage) { return Tile<D>{k_tile(2).base + stage * Tile<D>::bytes(kKeys)}; };
 
   // First visible key of each of this lane's rows, and over the whole tile.
@@ -109,7 +111,8 @@ __global__ void __launch_bounds__(kThreads, 2) flash_kernel(const AttentionCall 
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         if (masked) {
-          const int query = first_query + (warp * kRowTiles + m) * 16 + half * 8 + g, to = min(key_end - 1, past + query);
+          const int query = first_query + (warp * kRowTiles + m) * 16 + half * 8 + g,
+                    to = min(key_end - 1, past + query);
 #pragma unroll
           for (int n = 0; n < kKeys / 8; ++n)
 #pragma unroll
@@ -179,20 +182,24 @@ __global__ void __launch_bounds__(kThreads, 2) flash_kernel(const AttentionCall 
 #pragma unroll
       for (int n = 0; n < D / 8; ++n)
         if (n * 8 < call.dim)
-          *reinterpret_cast<uint32_t*>(to + n * 8 + 2 * c) = pack_bf16(out[m][n][half * 2] * inverse, out[m][n][half * 2 + 1] * inverse);
+          *reinterpret_cast<uint32_t*>(to + n * 8 + 2 * c) =
+              pack_bf16(out[m][n][half * 2] * inverse, out[m][n][half * 2 + 1] * inverse);
     }
 }
 
 }  // namespace
 
 void flash_attention(const AttentionCall& call, cudaStream_t stream, bool overlap) {
-  const dim3 grid(blocks_for(call.steps, kQueries), static_cast<unsigned>(call.heads), static_cast<unsigned>(call.batch));
+  const dim3 grid(blocks_for(call.steps, kQueries), static_cast<unsigned>(call.heads),
+                  static_cast<unsigned>(call.batch));
   const auto run = [&](auto* kernel, int bytes) {
     allow_shared(kernel, static_cast<size_t>(bytes));
     launch({grid, kThreads, stream, static_cast<size_t>(bytes), overlap}, kernel, call);
   };
-  if (call.dim <= 64) run(flash_kernel<64>, shared_bytes<64>());
-  else run(flash_kernel<128>, shared_bytes<128>());
+  if (call.dim <= 64)
+    run(flash_kernel<64>, shared_bytes<64>());
+  else
+    run(flash_kernel<128>, shared_bytes<128>());
 }
 
 }  // namespace q4::gpu

@@ -73,7 +73,8 @@ __device__ void accumulate(float (&sum)[D / 8][4], const float (&s)[kTile / 8][4
 }
 
 template <int D>
-__device__ void store_rows(void* to, int64_t stride, int first, int limit, int dim, const float (&sum)[D / 8][4], float factor) {
+__device__ void store_rows(void* to, int64_t stride, int first, int limit, int dim, const float (&sum)[D / 8][4],
+                           float factor) {
   const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -83,7 +84,8 @@ __device__ void store_rows(void* to, int64_t stride, int first, int limit, int d
 #pragma unroll
     for (int n = 0; n < D / 8; ++n)
       if (n * 8 < dim)
-        *reinterpret_cast<uint32_t*>(at + n * 8 + 2 * c) = pack_bf16(sum[n][half * 2] * factor, sum[n][half * 2 + 1] * factor);
+        *reinterpret_cast<uint32_t*>(at + n * 8 + 2 * c) =
+            pack_bf16(sum[n][half * 2] * factor, sum[n][half * 2 + 1] * factor);
   }
 }
 
@@ -117,7 +119,8 @@ __global__ void __launch_bounds__(kThreads, 1) key_gradient_kernel(const Attenti
     const int head = kv_head * group + item / query_tiles, first = (first_tile + item % query_tiles) * kTile;
     const int64_t at = q_base + head * f.dim;
     load_tile<D, kTile, kThreads>(q_tile(stage), static_cast<const bf16*>(f.q) + at, q_stride, first, f.steps, f.dim);
-    load_tile<D, kTile, kThreads>(g_tile(stage), static_cast<const bf16*>(call.dout) + at, q_stride, first, f.steps, f.dim);
+    load_tile<D, kTile, kThreads>(g_tile(stage), static_cast<const bf16*>(call.dout) + at, q_stride, first, f.steps,
+                                  f.dim);
     load_rows(rows(stage), call, b, head, first);
     copy_commit();
   };
@@ -174,7 +177,8 @@ __global__ void __launch_bounds__(kThreads, 2) query_gradient_kernel(const Atten
   const auto k_tile = [&](int stage) { return Tile<D>{q_tile.base + (2 + stage) * Tile<D>::bytes(kTile)}; };
   const auto v_tile = [&](int stage) { return Tile<D>{q_tile.base + (4 + stage) * Tile<D>::bytes(kTile)}; };
   load_tile<D, kTile, kThreads>(q_tile, static_cast<const bf16*>(f.q) + q_base, q_stride, first_query, f.steps, f.dim);
-  load_tile<D, kTile, kThreads>(g_tile, static_cast<const bf16*>(call.dout) + q_base, q_stride, first_query, f.steps, f.dim);
+  load_tile<D, kTile, kThreads>(g_tile, static_cast<const bf16*>(call.dout) + q_base, q_stride, first_query, f.steps,
+                                f.dim);
 
   float lse[2], delta[2];
   int from[2], lowest = f.steps;
@@ -200,8 +204,10 @@ __global__ void __launch_bounds__(kThreads, 2) query_gradient_kernel(const Atten
   }
   const int first_tile = lowest / kTile, tiles = first_query / kTile + 1;
   const auto fetch = [&](int t, int stage) {
-    load_tile<D, kTile, kThreads>(k_tile(stage), static_cast<const bf16*>(f.k) + kv_base, k_stride, t * kTile, f.steps, f.dim);
-    load_tile<D, kTile, kThreads>(v_tile(stage), static_cast<const bf16*>(f.v) + kv_base, k_stride, t * kTile, f.steps, f.dim);
+    load_tile<D, kTile, kThreads>(k_tile(stage), static_cast<const bf16*>(f.k) + kv_base, k_stride, t * kTile, f.steps,
+                                  f.dim);
+    load_tile<D, kTile, kThreads>(v_tile(stage), static_cast<const bf16*>(f.v) + kv_base, k_stride, t * kTile, f.steps,
+                                  f.dim);
     copy_commit();
   };
   if (first_tile < tiles) fetch(first_tile, 0);
@@ -223,7 +229,8 @@ __global__ void __launch_bounds__(kThreads, 2) query_gradient_kernel(const Atten
     for (int n = 0; n < kTile / 8; ++n)
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int half = e >> 1, query = first_query + warp * 16 + half * 8 + g, key = t * kTile + n * 8 + 2 * c + (e & 1);
+        const int half = e >> 1, query = first_query + warp * 16 + half * 8 + g,
+                  key = t * kTile + n * 8 + 2 * c + (e & 1);
         const bool seen = query < f.steps && key <= query && key >= from[half];
         const float weight = seen ? exp2f(p[n][e] * f.scale * kLog2e - lse[half]) : 0.0f;
         ds[n][e] = weight * (ds[n][e] - delta[half]);
@@ -242,15 +249,19 @@ void run(const AttentionBackwardCall& call, cudaStream_t stream, bool overlap) {
   const size_t bytes = shared_bytes<D>();
   allow_shared(key_gradient_kernel<D>, bytes);
   allow_shared(query_gradient_kernel<D>, bytes);
-  launch({{tiles, static_cast<unsigned>(f.kv_heads), batch}, kThreads, stream, bytes, overlap}, key_gradient_kernel<D>, call);
-  launch({{tiles, static_cast<unsigned>(f.heads), batch}, kThreads, stream, bytes, overlap}, query_gradient_kernel<D>, call);
+  launch({{tiles, static_cast<unsigned>(f.kv_heads), batch}, kThreads, stream, bytes, overlap}, key_gradient_kernel<D>,
+         call);
+  launch({{tiles, static_cast<unsigned>(f.heads), batch}, kThreads, stream, bytes, overlap}, query_gradient_kernel<D>,
+         call);
 }
 
 }  // namespace
 
 void flash_attention_backward(const AttentionBackwardCall& call, cudaStream_t stream, bool overlap) {
-  if (call.forward.dim <= 64) run<64>(call, stream, overlap);
-  else run<128>(call, stream, overlap);
+  if (call.forward.dim <= 64)
+    run<64>(call, stream, overlap);
+  else
+    run<128>(call, stream, overlap);
 }
 
 }  // namespace q4::gpu

@@ -40,7 +40,8 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const AttentionCall c
   if (item >= int64_t{call.batch} * call.steps * call.heads) return;
   const int head = static_cast<int>(item % call.heads), query = static_cast<int>(item / call.heads % call.steps);
   const int b = static_cast<int>(item / call.heads / call.steps);
-  const int64_t stride = int64_t{call.kv_heads} * dim, base = b * call.keys * stride + head / (call.heads / call.kv_heads) * dim;
+  const int64_t stride = int64_t{call.kv_heads} * dim,
+                base = b * call.keys * stride + head / (call.heads / call.kv_heads) * dim;
   const T *k = static_cast<const T*>(call.k) + base, *v = static_cast<const T*>(call.v) + base;
   hold(shared[warp], static_cast<const T*>(call.q) + item * dim, dim);
   const Visible seen = visible(call, b, query);
@@ -132,7 +133,7 @@ __global__ void __launch_bounds__(kThreads) key_kernel(const AttentionBackwardCa
       }
       for (int other = 0; other < min(32, f.steps - first); ++other) {
         const float weight = __shfl_sync(0xffffffffu, p, other), gradient = __shfl_sync(0xffffffffu, ds, other);
-        const T *q = static_cast<const T*>(f.q) + row(first + other) * dim;
+        const T* q = static_cast<const T*>(f.q) + row(first + other) * dim;
         const T* g = static_cast<const T*>(call.dout) + row(first + other) * dim;
 #pragma unroll
         for (int i = 0; i < kHeld; ++i)
@@ -153,7 +154,8 @@ __global__ void __launch_bounds__(kThreads) key_kernel(const AttentionBackwardCa
 
 // One warp a row and head.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) delta_kernel(const T* dout, const T* out, int64_t items, int dim, float* delta) {
+__global__ void __launch_bounds__(kThreads)
+    delta_kernel(const T* dout, const T* out, int64_t items, int dim, float* delta) {
   begin();
   const int64_t item = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
   if (item >= items) return;
@@ -185,8 +187,8 @@ void attention_delta(const void* dout, const void* out, DType dtype, int64_t row
                      cudaStream_t stream, bool overlap) {
   by_activation(dtype, [&](auto act) {
     using T = decltype(act);
-    launch({blocks_for(rows * heads, kWarps), kThreads, stream, 0, overlap}, delta_kernel<T>, static_cast<const T*>(dout),
-           static_cast<const T*>(out), rows * heads, dim, delta);
+    launch({blocks_for(rows * heads, kWarps), kThreads, stream, 0, overlap}, delta_kernel<T>,
+           static_cast<const T*>(dout), static_cast<const T*>(out), rows * heads, dim, delta);
   });
 }
 

@@ -36,10 +36,13 @@ __global__ void __launch_bounds__(kThreads) split_kernel(const SplitCall s) {
   const int64_t stride = int64_t{call.kv_heads} * dim, base = int64_t{b} * call.keys * stride + kv_head * dim;
   const bf16 *k = static_cast<const bf16*>(call.k) + base, *v = static_cast<const bf16*>(call.v) + base;
   // Query i of the group's: step i / group, head i % group.
-  const auto row = [&](int i) { return (int64_t{b} * call.steps + i / group) * call.heads + kv_head * group + i % group; };
+  const auto row = [&](int i) {
+    return (int64_t{b} * call.steps + i / group) * call.heads + kv_head * group + i % group;
+  };
 
   for (int i = 0; i < s.queries; ++i)
-    for (int d = threadIdx.x; d < dim; d += kThreads) q[i][d] = to_f32(static_cast<const bf16*>(call.q)[row(i) * dim + d]) * call.scale;
+    for (int d = threadIdx.x; d < dim; d += kThreads)
+      q[i][d] = to_f32(static_cast<const bf16*>(call.q)[row(i) * dim + d]) * call.scale;
   for (int i = threadIdx.x; i < kQueries; i += kThreads) top[i] = -INFINITY, sum[i] = 0;
   float out[kQueries][kElements] = {};
   int lanes = 1;  // a power of two of lanes shares a key, eight elements each
@@ -56,7 +59,8 @@ __global__ void __launch_bounds__(kThreads) split_kernel(const SplitCall s) {
     for (int r = 0; r < kKeysPerWarp; ++r) {
       const int j = warp * kKeysPerWarp + r * (32 / lanes) + lane / lanes;
       keys[r] = make_uint4(0, 0, 0, 0);
-      if (r < turns && at < dim && first + j < last_key) keys[r] = *reinterpret_cast<const uint4*>(k + (first + j) * stride + at);
+      if (r < turns && at < dim && first + j < last_key)
+        keys[r] = *reinterpret_cast<const uint4*>(k + (first + j) * stride + at);
     }
 #pragma unroll
     for (int r = 0; r < kKeysPerWarp; ++r) {
@@ -64,7 +68,8 @@ __global__ void __launch_bounds__(kThreads) split_kernel(const SplitCall s) {
 #pragma unroll
       for (int e = 0; e < kElements / 4; ++e) {
         values[r][e] = make_uint2(0, 0);
-        if (d < dim && first + j < last_key) values[r][e] = *reinterpret_cast<const uint2*>(v + (first + j) * stride + d + e * 4);
+        if (d < dim && first + j < last_key)
+          values[r][e] = *reinterpret_cast<const uint2*>(v + (first + j) * stride + d + e * 4);
       }
     }
 #pragma unroll
@@ -112,7 +117,8 @@ __global__ void __launch_bounds__(kThreads) split_kernel(const SplitCall s) {
 #pragma unroll
         for (int e = 0; e < kElements; e += 4) {
           out[i][e] += weight * low_bf16(values[r][e / 4].x), out[i][e + 1] += weight * high_bf16(values[r][e / 4].x);
-          out[i][e + 2] += weight * low_bf16(values[r][e / 4].y), out[i][e + 3] += weight * high_bf16(values[r][e / 4].y);
+          out[i][e + 2] += weight * low_bf16(values[r][e / 4].y),
+              out[i][e + 3] += weight * high_bf16(values[r][e / 4].y);
         }
       }
     }
@@ -121,7 +127,9 @@ __global__ void __launch_bounds__(kThreads) split_kernel(const SplitCall s) {
 
   // The warps' sums of each query, in order, to this split's part.
   const int64_t head_item = int64_t{b} * call.kv_heads + kv_head;
-  const auto part = [&](int which, int i) { return s.parts + ((head_item * s.splits + which) * s.queries + i) * (dim + 2); };
+  const auto part = [&](int which, int i) {
+    return s.parts + ((head_item * s.splits + which) * s.queries + i) * (dim + 2);
+  };
   for (int i = 0; i < s.queries; ++i) {
 #pragma unroll
     for (int e = 0; e < kElements; ++e) {
@@ -132,7 +140,8 @@ __global__ void __launch_bounds__(kThreads) split_kernel(const SplitCall s) {
       joined[warp][lane * kElements + e] = value;
     }
     __syncthreads();
-    for (int d = threadIdx.x; d < dim; d += kThreads) part(split, i)[2 + d] = ((joined[0][d] + joined[1][d]) + joined[2][d]) + joined[3][d];
+    for (int d = threadIdx.x; d < dim; d += kThreads)
+      part(split, i)[2 + d] = ((joined[0][d] + joined[1][d]) + joined[2][d]) + joined[3][d];
     if (threadIdx.x == 0) part(split, i)[0] = top[i], part(split, i)[1] = sum[i];
     __syncthreads();
   }
@@ -166,25 +175,34 @@ __global__ void __launch_bounds__(kThreads) split_kernel(const SplitCall s) {
 #pragma unroll
     for (int e = 0; e < kElements; ++e)
       if (lane + 32 * e < dim)
-        static_cast<bf16*>(call.out)[row(i) * dim + lane + 32 * e] = from_f32<bf16>(total > 0 ? value[e] / total : 0.0f);
+        static_cast<bf16*>(call.out)[row(i) * dim + lane + 32 * e] =
+            from_f32<bf16>(total > 0 ? value[e] / total : 0.0f);
   }
   if (threadIdx.x == 0) s.tickets[head_item] = 0;
 }
 
 }  // namespace
 
-void split_attention(const AttentionCall& call, float* partials, int64_t partial_floats, uint32_t* tickets, int processors,
-                     cudaStream_t stream, bool overlap) {
+void split_attention(const AttentionCall& call, float* partials, int64_t partial_floats, uint32_t* tickets,
+                     int processors, cudaStream_t stream, bool overlap) {
   const int heads = call.batch * call.kv_heads, queries = call.steps * call.heads / call.kv_heads;
   const int64_t room = partial_floats / (int64_t{heads} * queries * (call.dim + 2));
   const int tiles = (call.keys + kTile - 1) / kTile;
-  const int splits = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>({room, tiles, (2 * processors + heads - 1) / heads})));
+  const int splits =
+      static_cast<int>(std::max<int64_t>(1, std::min<int64_t>({room, tiles, (2 * processors + heads - 1) / heads})));
   const SplitCall s{call, partials, tickets, splits, queries};
-  const Launch how{{static_cast<unsigned>(splits), static_cast<unsigned>(call.kv_heads), static_cast<unsigned>(call.batch)},
-                   kThreads, stream, 0, overlap};
-  if (call.dim > 128) launch(how, split_kernel<8, 8>, s);
-  else if (queries <= 4) launch(how, split_kernel<4, 4>, s);
-  else launch(how, split_kernel<8, 4>, s);
+  const Launch how{
+      {static_cast<unsigned>(splits), static_cast<unsigned>(call.kv_heads), static_cast<unsigned>(call.batch)},
+      kThreads,
+      stream,
+      0,
+      overlap};
+  if (call.dim > 128)
+    launch(how, split_kernel<8, 8>, s);
+  else if (queries <= 4)
+    launch(how, split_kernel<4, 4>, s);
+  else
+    launch(how, split_kernel<8, 4>, s);
 }
 
 }  // namespace q4::gpu

@@ -10,11 +10,13 @@ constexpr int kThreads = 256;
 
 __global__ void fill32_kernel(uint32_t* y, int64_t elements, uint32_t bits) {
   begin_weights();
-  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < elements; i += int64_t{gridDim.x} * blockDim.x) y[i] = bits;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < elements; i += int64_t{gridDim.x} * blockDim.x)
+    y[i] = bits;
 }
 __global__ void fill16_kernel(uint16_t* y, int64_t elements, uint16_t bits) {
   begin_weights();
-  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < elements; i += int64_t{gridDim.x} * blockDim.x) y[i] = bits;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < elements; i += int64_t{gridDim.x} * blockDim.x)
+    y[i] = bits;
 }
 
 template <typename In, typename Out>
@@ -25,7 +27,8 @@ __global__ void cast_kernel(const In* x, Out* y, int64_t elements) {
 }
 
 // y = std · normal; one thread a Philox group of four elements.
-__global__ void random_normal_kernel(uint32_t seed_lo, uint32_t seed_hi, uint32_t stream, float std, float* y, int64_t elements) {
+__global__ void random_normal_kernel(uint32_t seed_lo, uint32_t seed_hi, uint32_t stream, float std, float* y,
+                                     int64_t elements) {
   begin_weights();
   for (int64_t group = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; group * 4 < elements;
        group += int64_t{gridDim.x} * blockDim.x) {
@@ -42,9 +45,12 @@ __global__ void random_normal_kernel(uint32_t seed_lo, uint32_t seed_hi, uint32_
 void CudaBackend::fill(float value, const Tensor& y) {
   const int64_t elements = y.elements();
   const Launch how{std::min(blocks_for(elements, kThreads * 4), 65535u), kThreads, stream(), 0, overlap()};
-  if (y.dtype == DType::bf16) launch(how, fill16_kernel, y.as<uint16_t>(), elements, f32_to_bf16(value));
-  else if (y.dtype == DType::i32) launch(how, fill32_kernel, y.as<uint32_t>(), elements, static_cast<uint32_t>(static_cast<int32_t>(value)));
-  else launch(how, fill32_kernel, y.as<uint32_t>(), elements, f32_bits(value));
+  if (y.dtype == DType::bf16)
+    launch(how, fill16_kernel, y.as<uint16_t>(), elements, f32_to_bf16(value));
+  else if (y.dtype == DType::i32)
+    launch(how, fill32_kernel, y.as<uint32_t>(), elements, static_cast<uint32_t>(static_cast<int32_t>(value)));
+  else
+    launch(how, fill32_kernel, y.as<uint32_t>(), elements, f32_bits(value));
 }
 
 void CudaBackend::cast(const Tensor& x, const Tensor& y) {
@@ -59,8 +65,9 @@ void CudaBackend::cast(const Tensor& x, const Tensor& y) {
 
 void CudaBackend::random_normal(uint64_t seed, int64_t stream, float std, const Tensor& y) {
   const int64_t elements = y.elements();
-  launch({std::min(blocks_for(elements, kThreads * 4), 65535u), kThreads, this->stream(), 0, overlap()}, random_normal_kernel,
-         static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32), static_cast<uint32_t>(stream), std, y.f32(), elements);
+  launch({std::min(blocks_for(elements, kThreads * 4), 65535u), kThreads, this->stream(), 0, overlap()},
+         random_normal_kernel, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32),
+         static_cast<uint32_t>(stream), std, y.f32(), elements);
 }
 
 }  // namespace q4::gpu

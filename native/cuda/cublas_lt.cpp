@@ -29,9 +29,9 @@ struct CublasLt::Library {
 
   Library() {
     // The toolkit's own directories are often in no search path.
-    constexpr const char* kNames[] = {"libcublasLt.so.13", "/usr/local/cuda/lib64/libcublasLt.so.13",
-                                      "/usr/local/cuda-13/lib64/libcublasLt.so.13", "libcublasLt.so.12",
-                                      "/usr/local/cuda/lib64/libcublasLt.so.12", "libcublasLt.so"};
+    constexpr const char* kNames[] = {
+        "libcublasLt.so.13", "/usr/local/cuda/lib64/libcublasLt.so.13", "/usr/local/cuda-13/lib64/libcublasLt.so.13",
+        "libcublasLt.so.12", "/usr/local/cuda/lib64/libcublasLt.so.12", "libcublasLt.so"};
     void* found = nullptr;
     for (const char* name : kNames)
       if ((found = dlopen(name, RTLD_NOW | RTLD_LOCAL))) break;
@@ -103,8 +103,9 @@ struct CublasLt::Plan {
 CublasLt::CublasLt(void* workspace, int64_t workspace_bytes, const float* constants)
     : workspace_(workspace), workspace_bytes_(workspace_bytes), constants_(constants) {
   if (!available())
-    throw Error("Q4403", "the CUDA backend needs cuBLASLt: " + library().reason,
-                "install the CUDA 13 toolkit's libcublas, put its directory on LD_LIBRARY_PATH, or set runtime.device: cpu");
+    throw Error(
+        "Q4403", "the CUDA backend needs cuBLASLt: " + library().reason,
+        "install the CUDA 13 toolkit's libcublas, put its directory on LD_LIBRARY_PATH, or set runtime.device: cpu");
   succeed(library().create(&handle_), "cublasLtCreate");
 }
 
@@ -130,15 +131,17 @@ const CublasLt::Plan& CublasLt::plan(const Product& p) {
   describe(lt::kDescTransB, p.transpose_b ? lt::kOpT : lt::kOpN);
   if (p.alpha) describe(lt::kDescPointerMode, lt::kPointerModeDevice);
   const auto layout = [&](void** out, Element type, int64_t rows, int64_t cols, int64_t ld) {
-    succeed(lib.layout_create(out, static_cast<int>(type), static_cast<uint64_t>(rows), static_cast<uint64_t>(cols), ld),
-            "cublasLtMatrixLayoutCreate");
+    succeed(
+        lib.layout_create(out, static_cast<int>(type), static_cast<uint64_t>(rows), static_cast<uint64_t>(cols), ld),
+        "cublasLtMatrixLayoutCreate");
   };
   layout(&plan->a, p.inputs, p.transpose_a ? p.k : p.m, p.transpose_a ? p.m : p.k, p.lda);
   layout(&plan->b, p.inputs, p.transpose_b ? p.n : p.k, p.transpose_b ? p.k : p.n, p.ldb);
   layout(&plan->d, p.output, p.m, p.n, p.ldd);
   succeed(lib.preference_create(&plan->preference), "cublasLtMatmulPreferenceCreate");
   const auto prefer = [&](int attribute, const auto& value) {
-    succeed(lib.preference_set(plan->preference, attribute, &value, sizeof value), "cublasLtMatmulPreferenceSetAttribute");
+    succeed(lib.preference_set(plan->preference, attribute, &value, sizeof value),
+            "cublasLtMatmulPreferenceSetAttribute");
   };
   prefer(lt::kPreferenceWorkspace, static_cast<size_t>(workspace_bytes_));
   // Split-K only through fp32 partials that one kernel adds in order: no atomics whose order shows.
@@ -152,7 +155,8 @@ const CublasLt::Plan& CublasLt::plan(const Product& p) {
                                    &plan->chosen, &count);
   if (status != 0 || count == 0)
     throw Error("Q4900", "cuBLASLt offers no algorithm for a product of m " + std::to_string(p.m) + ", n " +
-                             std::to_string(p.n) + ", k " + std::to_string(p.k) + " (status " + std::to_string(status) + ")");
+                             std::to_string(p.n) + ", k " + std::to_string(p.k) + " (status " + std::to_string(status) +
+                             ")");
   return *plans_.emplace(key, std::move(plan)).first->second;
 }
 
@@ -163,9 +167,10 @@ void CublasLt::run(const Product& p, cudaStream_t stream) {
   // In device-pointer mode both scalars live on the device.
   const float* alpha = p.alpha ? p.alpha : &one;
   const float* beta = p.alpha ? constants_ + (p.accumulate ? 1 : 0) : p.accumulate ? &one : &zero;
-  succeed(chosen.lib.matmul(handle_, chosen.desc, alpha, p.a, chosen.a, p.b, chosen.b, beta, p.d, chosen.d, p.d, chosen.d,
-                            &chosen.chosen.algorithm, workspace_, static_cast<size_t>(workspace_bytes_), stream),
-          "cublasLtMatmul");
+  succeed(
+      chosen.lib.matmul(handle_, chosen.desc, alpha, p.a, chosen.a, p.b, chosen.b, beta, p.d, chosen.d, p.d, chosen.d,
+                        &chosen.chosen.algorithm, workspace_, static_cast<size_t>(workspace_bytes_), stream),
+      "cublasLtMatmul");
 }
 
 }  // namespace q4::gpu

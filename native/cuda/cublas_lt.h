@@ -12,14 +12,14 @@ namespace q4::gpu {
 
 // Values of cublasLt.h (CUDA 12 and 13); test/gpu/cublas_lt_values.cpp checks them where the header is installed.
 namespace lt {
-constexpr int kR32F = 0, kR16BF = 14;                          // cudaDataType_t
-constexpr int kCompute32F = 68;                                // cublasComputeType_t: fp32, without TF32
-constexpr int kOpN = 0, kOpT = 1;                              // cublasOperation_t
+constexpr int kR32F = 0, kR16BF = 14;                                  // cudaDataType_t
+constexpr int kCompute32F = 68;                                        // cublasComputeType_t: fp32, without TF32
+constexpr int kOpN = 0, kOpT = 1;                                      // cublasOperation_t
 constexpr int kDescPointerMode = 2, kDescTransA = 3, kDescTransB = 4;  // cublasLtMatmulDescAttributes_t
-constexpr int kPointerModeDevice = 1;                          // cublasLtPointerMode_t
+constexpr int kPointerModeDevice = 1;                                  // cublasLtPointerMode_t
 constexpr int kPreferenceWorkspace = 1, kPreferenceReduction = 3, kPreferenceAlignA = 5, kPreferenceAlignB = 6,
-              kPreferenceAlignC = 7, kPreferenceAlignD = 8;    // cublasLtMatmulPreferenceAttributes_t
-constexpr uint32_t kReductionComputeType = 2;                  // cublasLtReductionScheme_t: fp32 partials, fixed order
+              kPreferenceAlignC = 7, kPreferenceAlignD = 8;  // cublasLtMatmulPreferenceAttributes_t
+constexpr uint32_t kReductionComputeType = 2;                // cublasLtReductionScheme_t: fp32 partials, fixed order
 
 struct Algorithm {
   uint64_t data[8];

@@ -10,7 +10,8 @@ namespace q4::gpu {
 void check(cudaError_t status, const char* call) {
   if (status == cudaSuccess) return;
   (void)cudaGetLastError();  // an error that is not sticky must not surface again at the next launch
-  throw Error("Q4701", std::string("the GPU reported '") + cudaGetErrorString(status) + "' (" + cudaGetErrorName(status) + ") at " + call);
+  throw Error("Q4701", std::string("the GPU reported '") + cudaGetErrorString(status) + "' (" +
+                           cudaGetErrorName(status) + ") at " + call);
 }
 
 namespace {
@@ -141,7 +142,8 @@ void CudaBackend::upload_staged(void* device, int slot, int64_t bytes) {
   use_device();
   Staging& buffer = staging_[slot];
   if (bytes > 0)
-    Q4_CHECK(cudaMemcpyAsync(device, buffer.memory.get(), static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream()));
+    Q4_CHECK(
+        cudaMemcpyAsync(device, buffer.memory.get(), static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream()));
   Q4_CHECK(cudaEventRecord(buffer.copied.get(), stream()));
 }
 

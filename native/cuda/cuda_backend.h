@@ -14,10 +14,10 @@ namespace q4::gpu {
 
 // Memory that the backend owns for as long as it lives, beside the programs' arenas.
 struct Workspace {
-  static constexpr int64_t kProductBytes = int64_t{32} << 20;   // cuBLASLt's
-  static constexpr int64_t kWeightBytes = int64_t{64} << 20;    // one dequantised matrix, or a piece of it
-  static constexpr int64_t kPartialBytes = int64_t{48} << 20;   // partial sums between the passes of one op
-  static constexpr int64_t kSmallBytes = int64_t{1} << 16;      // constants and tickets
+  static constexpr int64_t kProductBytes = int64_t{32} << 20;  // cuBLASLt's
+  static constexpr int64_t kWeightBytes = int64_t{64} << 20;   // one dequantised matrix, or a piece of it
+  static constexpr int64_t kPartialBytes = int64_t{48} << 20;  // partial sums between the passes of one op
+  static constexpr int64_t kSmallBytes = int64_t{1} << 16;     // constants and tickets
   static constexpr int64_t kBytes = kProductBytes + kWeightBytes + kPartialBytes + kSmallBytes;
 };
 
@@ -127,9 +127,10 @@ class CudaBackend final : public Backend {
   bool defer(const Deferred& op);
   bool continues(const Deferred& op) const;
   void run_deferred();
-  bool run_attention_half();
-  bool run_mlp_half();
-  bool run_norm_and_linear();
+  void run_attention_half(const std::vector<Deferred>& ops);
+  void run_mlp_half(const std::vector<Deferred>& ops);
+  // False when the two cannot be one kernel.
+  bool run_norm_and_linear(const std::vector<Deferred>& ops);
   // The stream, with nothing put off.
   cudaStream_t stream() {
     if (!deferred_.empty()) run_deferred();
@@ -138,13 +139,17 @@ class CudaBackend final : public Backend {
   std::vector<Deferred> deferred_;
   bool undeferring_ = false;
 
-  float* partials() const { return reinterpret_cast<float*>(workspace_bytes_ + Workspace::kProductBytes + Workspace::kWeightBytes); }
+  float* partials() const {
+    return reinterpret_cast<float*>(workspace_bytes_ + Workspace::kProductBytes + Workspace::kWeightBytes);
+  }
   void* weight_buffer() const { return workspace_bytes_ + Workspace::kProductBytes; }
   float* constants() const { return reinterpret_cast<float*>(small()); }
   // Zero between kernels: a kernel whose last block finishes the work counts its blocks here and resets it.
   static constexpr int kTickets = (Workspace::kSmallBytes - 256) / 4;
   uint32_t* ticket() const { return reinterpret_cast<uint32_t*>(small() + 256); }
-  char* small() const { return workspace_bytes_ + Workspace::kProductBytes + Workspace::kWeightBytes + Workspace::kPartialBytes; }
+  char* small() const {
+    return workspace_bytes_ + Workspace::kProductBytes + Workspace::kWeightBytes + Workspace::kPartialBytes;
+  }
 
   // Kernels may be set up while their predecessor still runs.
   bool overlap() const { return capability_ >= 90; }

@@ -1,230 +1,266 @@
 // One decoded token a sequence, from raw projections to the attention's output: q and k are normalised and rotated, k and v
-// appended to the cache, and the cache is attended to, split along its length as in attention_split.cu.
+// appended to the cache, and the cache is attended to. A cluster of blocks shares the keys of a sequence and a key head;
+// every warp keeps a softmax of its own over its keys, and the warps' and blocks' parts are joined in order through
+// (distributed) shared memory. Needs 9.0.
+#include "cuda/decode_attention.h"
+
 #include <algorithm>
 
-#include "cuda/decode_attention.h"
 #include "cuda/device.cuh"
 
 namespace q4::gpu {
 namespace {
 
-constexpr int kWarps = 4, kThreads = kWarps * 32, kTile = 32, kKeysPerWarp = kTile / kWarps;
+constexpr int kWarps = 4, kThreads = kWarps * 32, kCluster = 8, kKeys = 8;  // keys a warp takes at a time
+constexpr int kStride = kCluster * kWarps * kKeys;                          // keys the cluster takes at a time
 
-struct SplitCall {
-  DecodeAttention call;
-  float* parts;       // per (batch, kv_head, split, query): maximum, sum, D values
-  int splits, queries;
-};
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#define Q4_CLUSTERS 1
+#endif
 
-// One head, normalised and rotated by a warp, to shared memory as fp32; what the separate op would leave, where asked.
-__device__ void rotate_head(const bf16* x, const float* weight, const Frequencies& f, int position, float eps, int dim, float* to,
-                            bf16* rotated, bf16* raw, float* rstd) {
-  const int lane = threadIdx.x % 32, half = dim / 2;
-  float low[2], high[2], squares = 0;
+// One head, normalised and rotated by a warp, to shared memory; what the separate op would leave, where asked.
+template <int D>
+__device__ void rotate_head(const bf16* x, const float* weight, const Frequencies& f, int position, float eps,
+                            float* to, bf16* rotated, bf16* raw, float* rstd) {
+  constexpr int kHalf = D / 2, kPairs = (kHalf + 31) / 32;
+  const int lane = threadIdx.x % 32;
+  float low[kPairs], high[kPairs], low_weight[kPairs], high_weight[kPairs], squares = 0;
 #pragma unroll
-  for (int p = 0; p < 2; ++p) {
+  for (int p = 0; p < kPairs; ++p) {
     const int i = lane + 32 * p;
-    low[p] = i < half ? to_f32(x[i]) : 0.0f, high[p] = i < half ? to_f32(x[i + half]) : 0.0f;
+    low[p] = to_f32(x[i]), high[p] = to_f32(x[i + kHalf]);
+    low_weight[p] = weight[i], high_weight[p] = weight[i + kHalf];
     squares += low[p] * low[p] + high[p] * high[p];
   }
-  const float scale = rsqrtf(warp_sum(squares) / static_cast<float>(dim) + eps);
+  const float scale = rsqrtf(warp_sum(squares) / static_cast<float>(D) + eps);
   if (rstd && lane == 0) *rstd = scale;
 #pragma unroll
-  for (int p = 0; p < 2; ++p) {
+  for (int p = 0; p < kPairs; ++p) {
     const int i = lane + 32 * p;
-    if (i >= half) continue;
     float sine, cosine;
     sincosf(static_cast<float>(position) * f.value[i], &sine, &cosine);
-    const float a = rounded<bf16>(low[p] * scale) * weight[i], b = rounded<bf16>(high[p] * scale) * weight[i + half];
+    const float a = rounded<bf16>(low[p] * scale) * low_weight[p], b = rounded<bf16>(high[p] * scale) * high_weight[p];
     const bf16 first = from_f32<bf16>(a * cosine - b * sine), second = from_f32<bf16>(b * cosine + a * sine);
-    to[i] = to_f32(first), to[i + half] = to_f32(second);
-    if (rotated) rotated[i] = first, rotated[i + half] = second;
-    if (raw) raw[i] = x[i], raw[i + half] = x[i + half];
+    to[i] = to_f32(first), to[i + kHalf] = to_f32(second);
+    if (rotated) rotated[i] = first, rotated[i + kHalf] = second;
+    if (raw) raw[i] = x[i], raw[i + kHalf] = x[i + kHalf];
   }
 }
 
-// kQueries ≥ queries = heads of a group; a lane holds kElements of D.
-template <int kQueries, int kElements>
-__global__ void __launch_bounds__(kThreads) decode_attention_kernel(const __grid_constant__ SplitCall s, const __grid_constant__ Frequencies f) {
-  constexpr int kMaxDim = 32 * kElements;
-  __shared__ float q[kQueries][kMaxDim], score[kQueries][kTile], joined[kWarps][kMaxDim], new_k[kMaxDim];
-  __shared__ float top[kQueries], sum[kQueries], shrink[kQueries];
-  __shared__ __align__(16) bf16 new_row[2][kMaxDim];  // this step's key and value
-  __shared__ bool last;
-  begin();
-  const DecodeAttention& call = s.call;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, dim = call.dim, group = call.heads / call.kv_heads;
-  const int split = blockIdx.x, kv_head = blockIdx.y, b = blockIdx.z;
-  const int past = call.past[b], end = min(call.keys, past + 1), position = call.positions[b];
-  // Whole tiles to each split.
-  const int tiles = (end + kTile - 1) / kTile, per_split = (tiles + s.splits - 1) / s.splits;
-  const int first_key = split * per_split * kTile, last_key = min(end, (split + 1) * per_split * kTile);
-  const int64_t stride = int64_t{call.kv_heads} * dim, base = int64_t{b} * call.keys * stride + kv_head * dim;
-  bf16 *k = call.k_cache + base, *v = call.v_cache + base;
-  const auto row = [&](int i) { return int64_t{b} * call.heads + kv_head * group + i; };
-  const int64_t kv_row = int64_t{b} * call.kv_heads + kv_head;
+// A part of the softmax: its maximum, sum and weighted values.
+template <int kQueries, int D>
+struct Part {
+  float top[kQueries], sum[kQueries], out[kQueries][D];
+};
 
-  const bool leader = split == 0, owner = past >= first_key && past < last_key;
-  for (int i = warp; i < group; i += kWarps) {
-    rotate_head(call.q + row(i) * dim, call.q_weight, f, position, call.q_eps, dim, q[i], leader && call.q_rotated ? call.q_rotated + row(i) * dim : nullptr,
-                leader && call.q_out ? call.q_out + row(i) * dim : nullptr, leader && call.q_rstd ? call.q_rstd + row(i) : nullptr);
+// Grid: cluster × kv heads × batch. kQueries ≥ the heads of a group; D is 64 or 128.
+template <int kQueries, int D>
+__global__ void __launch_bounds__(kThreads)
+    decode_attention_kernel(const __grid_constant__ DecodeAttention call, const __grid_constant__ Frequencies f) {
+#if defined(Q4_CLUSTERS)
+  constexpr int kLanes = D / 8, kAtOnce = 32 / kLanes, kRounds = kKeys / kAtOnce,
+                kOut = D / 32;  // lanes a key, keys at once
+  __shared__ float q[kQueries][D], new_k[D];
+  __shared__ Part<kQueries, D> parts[kWarps], joined;
+  __shared__ __align__(16) bf16 new_row[2][D];  // this step's key and value
+  begin();
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = call.heads / call.kv_heads;
+  const int rank = blockIdx.x, kv_head = blockIdx.y, b = blockIdx.z;
+  const int64_t stride = int64_t{call.kv_heads} * D, base = int64_t{b} * call.keys * stride + kv_head * D;
+  bf16 *const k = call.k_cache + base, *const v = call.v_cache + base;
+  const int64_t q_row = int64_t{b} * call.heads + kv_head * group, kv_row = int64_t{b} * call.kv_heads + kv_head;
+
+  // The first keys and values, before it is known how many count.
+  const int part_lane = lane % kLanes, which = lane / kLanes;
+  uint4 keys[kRounds];
+  uint2 values[kKeys];
+  const auto fetch = [&](int first) {
+#pragma unroll
+    for (int r = 0; r < kRounds; ++r) {
+      const int j = first + r * kAtOnce + which;
+      keys[r] =
+          j < call.keys ? *reinterpret_cast<const uint4*>(k + j * stride + part_lane * 8) : make_uint4(0, 0, 0, 0);
+    }
+#pragma unroll
+    for (int r = 0; r < kKeys; ++r) {
+      const bf16* from = v + (first + r) * stride + lane * kOut;
+      values[r] = make_uint2(0, 0);
+      if (first + r >= call.keys) continue;
+      if constexpr (kOut == 4)
+        values[r] = *reinterpret_cast<const uint2*>(from);
+      else
+        values[r].x = *reinterpret_cast<const uint32_t*>(from);
+    }
+  };
+  int first = (rank * kWarps + warp) * kKeys;
+  fetch(first);
+  const int past = call.past[b], position = call.positions[b], end = min(call.keys, past + 1);
+  const int from = call.attend_from ? call.attend_from[b] : 0;
+
+  const bool leader = rank == 0, owner = past < call.keys && past / (kWarps * kKeys) % kCluster == rank;
+  for (int i = warp; i < group; i += kWarps)
+    rotate_head<D>(call.q + (q_row + i) * D, call.q_weight, f, position, call.q_eps, q[i],
+                   leader && call.q_rotated ? call.q_rotated + (q_row + i) * D : nullptr,
+                   leader && call.q_out ? call.q_out + (q_row + i) * D : nullptr,
+                   leader && call.q_rstd ? call.q_rstd + q_row + i : nullptr);
+  // A key that does not fit is dropped, but its projections are results like any other.
+  if (warp == kWarps - 1 && (owner || (past >= call.keys && leader))) {
+    rotate_head<D>(call.k + kv_row * D, call.k_weight, f, position, call.k_eps, new_k,
+                   call.k_rotated ? call.k_rotated + kv_row * D : nullptr,
+                   call.k_out ? call.k_out + kv_row * D : nullptr, call.k_rstd ? call.k_rstd + kv_row : nullptr);
     __syncwarp();
-    for (int d = lane; d < dim; d += 32) q[i][d] *= call.scale;
-  }
-  if (warp == kWarps - 1 && owner) {
-    rotate_head(call.k + kv_row * dim, call.k_weight, f, position, call.k_eps, dim, new_k, call.k_rotated ? call.k_rotated + kv_row * dim : nullptr,
-                call.k_out ? call.k_out + kv_row * dim : nullptr, call.k_rstd ? call.k_rstd + kv_row : nullptr);
-    __syncwarp();
-    for (int d = lane; d < dim; d += 32) {
-      const bf16 value = call.v[kv_row * dim + d];
+    for (int d = lane; d < D; d += 32) {
+      const bf16 value = call.v[kv_row * D + d];
       new_row[0][d] = from_f32<bf16>(new_k[d]), new_row[1][d] = value;
-      k[past * stride + d] = new_row[0][d], v[past * stride + d] = value;
-      if (call.v_out) call.v_out[kv_row * dim + d] = value;
+      if (owner) k[past * stride + d] = new_row[0][d], v[past * stride + d] = value;
+      if (call.v_out) call.v_out[kv_row * D + d] = value;
     }
   }
-  for (int i = threadIdx.x; i < kQueries; i += kThreads) top[i] = -INFINITY, sum[i] = 0;
-  float out[kQueries][kElements] = {};
-  int lanes = 1;  // a power of two of lanes shares a key, eight elements each
-  while (lanes * 8 < dim) lanes *= 2;
   __syncthreads();
 
-  const int d = lane * kElements;
-  for (int first = first_key; first < last_key; first += kTile) {
-    // All of this warp's keys and values at once: one wait for memory, not one a key. Lane groups take keys in turn.
-    const int at = lane % lanes * 8, turns = kKeysPerWarp * lanes / 32;
-    uint4 keys[kKeysPerWarp];
-    uint2 values[kKeysPerWarp][kElements / 4];
+  float top[kQueries], sum[kQueries], out[kQueries][kOut] = {};
 #pragma unroll
-    for (int r = 0; r < kKeysPerWarp; ++r) {
-      const int j = warp * kKeysPerWarp + r * (32 / lanes) + lane / lanes;
-      keys[r] = make_uint4(0, 0, 0, 0);
-      if (r < turns && at < dim && first + j < last_key) keys[r] = *reinterpret_cast<const uint4*>(first + j == past ? new_row[0] + at : k + (first + j) * stride + at);
+  for (int i = 0; i < kQueries; ++i) top[i] = -INFINITY, sum[i] = 0;
+  for (; first < end; first += kStride) {
+    // The key and value of this step are not in the cache that was read.
+    if (owner && past >= first && past < first + kKeys) {
+#pragma unroll
+      for (int r = 0; r < kRounds; ++r)
+        if (first + r * kAtOnce + which == past) keys[r] = *reinterpret_cast<const uint4*>(&new_row[0][part_lane * 8]);
+#pragma unroll
+      for (int r = 0; r < kKeys; ++r)
+        if (first + r == past) {
+          if constexpr (kOut == 4)
+            values[r] = *reinterpret_cast<const uint2*>(&new_row[1][lane * kOut]);
+          else
+            values[r].x = *reinterpret_cast<const uint32_t*>(&new_row[1][lane * kOut]);
+        }
     }
+    float score[kRounds][kQueries];  // after the sum over lanes: of key r · kAtOnce + which, in every lane of the key
 #pragma unroll
-    for (int r = 0; r < kKeysPerWarp; ++r) {
-      const int j = warp * kKeysPerWarp + r;
-#pragma unroll
-      for (int e = 0; e < kElements / 4; ++e) {
-        values[r][e] = make_uint2(0, 0);
-        if (d < dim && first + j < last_key) values[r][e] = *reinterpret_cast<const uint2*>(first + j == past ? new_row[1] + d + e * 4 : v + (first + j) * stride + d + e * 4);
-      }
-    }
-#pragma unroll
-    for (int r = 0; r < kKeysPerWarp; ++r) {
-      if (r >= turns) break;
-      const int j = warp * kKeysPerWarp + r * (32 / lanes) + lane / lanes, key = first + j;
+    for (int r = 0; r < kRounds; ++r) {
       const float x[8] = {low_bf16(keys[r].x), high_bf16(keys[r].x), low_bf16(keys[r].y), high_bf16(keys[r].y),
                           low_bf16(keys[r].z), high_bf16(keys[r].z), low_bf16(keys[r].w), high_bf16(keys[r].w)};
+      const int j = first + r * kAtOnce + which;
 #pragma unroll
       for (int i = 0; i < kQueries; ++i) {
-        if (i >= s.queries) break;
-        float partial = 0;
-        if (at < dim)
+        if (i >= group) break;
+        const float4 a = *reinterpret_cast<const float4*>(&q[i][part_lane * 8]),
+                     c = *reinterpret_cast<const float4*>(&q[i][part_lane * 8 + 4]);
+        float partial = (x[0] * a.x + x[1] * a.y) + (x[2] * a.z + x[3] * a.w) + (x[4] * c.x + x[5] * c.y) +
+                        (x[6] * c.z + x[7] * c.w);
 #pragma unroll
-          for (int e = 0; e < 8; ++e) partial += x[e] * q[i][at + e];
-        for (int offset = lanes / 2; offset; offset /= 2) partial += __shfl_xor_sync(0xffffffffu, partial, offset);
-        if (lane % lanes == 0) {
-          const int from = call.attend_from ? call.attend_from[b] : 0;
-          score[i][j] = key < last_key && key >= from && key <= past ? partial : -INFINITY;
-        }
+        for (int offset = kLanes / 2; offset; offset /= 2) partial += __shfl_xor_sync(0xffffffffu, partial, offset);
+        score[r][i] = j < end && j >= from ? partial * call.scale : -INFINITY;
       }
     }
-    __syncthreads();
-    for (int i = warp; i < s.queries; i += kWarps) {
-      const float a = score[i][lane], before = top[i];
-      const float now = fmaxf(before, warp_max(a)), origin = now == -INFINITY ? 0.0f : now;
-      const float p = expf(a - origin), added = warp_sum(p);
-      score[i][lane] = p;
-      __syncwarp();
-      if (lane == 0) {
-        shrink[i] = expf(before - origin);
-        sum[i] = sum[i] * shrink[i] + added;
-        top[i] = now;
-      }
-    }
-    __syncthreads();
+    uint2 held[kKeys];
+#pragma unroll
+    for (int r = 0; r < kKeys; ++r) held[r] = values[r];
+    if (first + kStride < end) fetch(first + kStride);
 #pragma unroll
     for (int i = 0; i < kQueries; ++i) {
-      if (i >= s.queries) break;
+      if (i >= group) break;
+      float now = top[i];
 #pragma unroll
-      for (int e = 0; e < kElements; ++e) out[i][e] *= shrink[i];
+      for (int r = 0; r < kRounds; ++r) now = fmaxf(now, score[r][i]);
 #pragma unroll
-      for (int r = 0; r < kKeysPerWarp; ++r) {
-        const float weight = score[i][warp * kKeysPerWarp + r];
+      for (int offset = kLanes; offset < 32; offset *= 2) now = fmaxf(now, __shfl_xor_sync(0xffffffffu, now, offset));
+      const float origin = now == -INFINITY ? 0.0f : now, shrink = expf(top[i] - origin);
+      top[i] = now;
+      float added = 0;
 #pragma unroll
-        for (int e = 0; e < kElements; e += 4) {
-          out[i][e] += weight * low_bf16(values[r][e / 4].x), out[i][e + 1] += weight * high_bf16(values[r][e / 4].x);
-          out[i][e + 2] += weight * low_bf16(values[r][e / 4].y), out[i][e + 3] += weight * high_bf16(values[r][e / 4].y);
-        }
+      for (int r = 0; r < kRounds; ++r) score[r][i] = expf(score[r][i] - origin), added += score[r][i];
+#pragma unroll
+      for (int offset = kLanes; offset < 32; offset *= 2) added += __shfl_xor_sync(0xffffffffu, added, offset);
+      sum[i] = sum[i] * shrink + added;
+#pragma unroll
+      for (int e = 0; e < kOut; ++e) out[i][e] *= shrink;
+#pragma unroll
+      for (int r = 0; r < kKeys; ++r) {
+        const float weight = __shfl_sync(0xffffffffu, score[r / kAtOnce][i], r % kAtOnce * kLanes);
+        out[i][0] += weight * low_bf16(held[r].x), out[i][1] += weight * high_bf16(held[r].x);
+        if constexpr (kOut == 4) out[i][2] += weight * low_bf16(held[r].y), out[i][3] += weight * high_bf16(held[r].y);
       }
     }
-    __syncthreads();
   }
 
-  // The warps' sums of each query, in order, to this split's part.
-  const int64_t head_item = int64_t{b} * call.kv_heads + kv_head;
-  const auto part = [&](int which, int i) { return s.parts + ((head_item * s.splits + which) * s.queries + i) * (dim + 2); };
-  for (int i = 0; i < s.queries; ++i) {
+  // The warps' parts, then the blocks'.
 #pragma unroll
-    for (int e = 0; e < kElements; ++e) {
-      float value = 0;
+  for (int i = 0; i < kQueries; ++i) {
+    if (i >= group) break;
+    if (lane == 0) parts[warp].top[i] = top[i], parts[warp].sum[i] = sum[i];
 #pragma unroll
-      for (int at = 0; at < kQueries; ++at)
-        if (at == i) value = out[at][e];
-      joined[warp][lane * kElements + e] = value;
-    }
-    __syncthreads();
-    for (int d = threadIdx.x; d < dim; d += kThreads) part(split, i)[2 + d] = ((joined[0][d] + joined[1][d]) + joined[2][d]) + joined[3][d];
-    if (threadIdx.x == 0) part(split, i)[0] = top[i], part(split, i)[1] = sum[i];
-    __syncthreads();
+    for (int e = 0; e < kOut; ++e) parts[warp].out[i][lane * kOut + e] = out[i][e];
   }
-  __threadfence();
   __syncthreads();
-  if (threadIdx.x == 0) last = atomicAdd(call.tickets + head_item, 1u) == static_cast<uint32_t>(s.splits) - 1;
-  __syncthreads();
-  if (!last) return;
-  __threadfence();
-  const int used = min(s.splits, per_split ? (tiles + per_split - 1) / per_split : 0);
-  for (int i = warp; i < s.queries; i += kWarps) {
-    // Lane w of a round holds part w's statistics; values are read with all loads of a round in flight.
-    float largest = -INFINITY;
-    for (int w = lane; w < used; w += 32) largest = fmaxf(largest, __ldcg(part(w, i)));
-    largest = warp_max(largest);
+  for (int i = threadIdx.x; i < group * D; i += kThreads) {
+    const int query = i / D, d = i % D;
+    float largest = -INFINITY, total = 0, value = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) largest = fmaxf(largest, parts[w].top[query]);
     const float origin = largest == -INFINITY ? 0.0f : largest;
-    float total = 0, value[kElements] = {};
-    for (int first = 0; first < used; first += 32) {
-      const float factor = first + lane < used ? expf(__ldcg(part(first + lane, i)) - origin) : 0.0f;
-      total += first + lane < used ? factor * __ldcg(part(first + lane, i) + 1) : 0.0f;
-#pragma unroll 8
-      for (int w = 0; w < min(32, used - first); ++w) {
-        const float weight = __shfl_sync(0xffffffffu, factor, w);
 #pragma unroll
-        for (int e = 0; e < kElements; ++e)
-          if (lane + 32 * e < dim) value[e] += weight * __ldcg(part(first + w, i) + 2 + lane + 32 * e);
-      }
+    for (int w = 0; w < kWarps; ++w) {
+      const float factor = expf(parts[w].top[query] - origin);
+      total += factor * parts[w].sum[query], value += factor * parts[w].out[query][d];
     }
-    total = warp_sum(total);
-    if (lane == 0) call.lse[row(i)] = largest + logf(total);
-#pragma unroll
-    for (int e = 0; e < kElements; ++e)
-      if (lane + 32 * e < dim)
-        call.out[row(i) * dim + lane + 32 * e] = from_f32<bf16>(total > 0 ? value[e] / total : 0.0f);
+    joined.out[query][d] = value;
+    if (d == 0) joined.top[query] = largest, joined.sum[query] = total;
   }
-  if (threadIdx.x == 0) call.tickets[head_item] = 0;
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+  const uint32_t here = static_cast<uint32_t>(__cvta_generic_to_shared(&joined));
+  const auto of_block = [&](int block, const float& place) {
+    const uint32_t offset =
+        static_cast<uint32_t>(reinterpret_cast<const char*>(&place) - reinterpret_cast<const char*>(&joined));
+    uint32_t address;
+    float x;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(here + offset), "r"(block));
+    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(x) : "r"(address));
+    return x;
+  };
+  const int each = (group * D + kCluster - 1) / kCluster;  // elements that this block writes
+  for (int i = rank * each + static_cast<int>(threadIdx.x); i < min(group * D, (rank + 1) * each); i += kThreads) {
+    const int query = i / D, d = i % D;
+    float tops[kCluster], largest = -INFINITY, total = 0, value = 0;
+#pragma unroll
+    for (int block = 0; block < kCluster; ++block)
+      tops[block] = of_block(block, joined.top[query]), largest = fmaxf(largest, tops[block]);
+    const float origin = largest == -INFINITY ? 0.0f : largest;
+#pragma unroll
+    for (int block = 0; block < kCluster; ++block) {
+      const float factor = expf(tops[block] - origin);
+      total += factor * of_block(block, joined.sum[query]), value += factor * of_block(block, joined.out[query][d]);
+    }
+    if (d == 0) call.lse[q_row + query] = largest + logf(total);
+    call.out[(q_row + query) * D + d] = from_f32<bf16>(total > 0 ? value / total : 0.0f);
+  }
+  // No block leaves while others read its part.
+  asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+#endif
 }
 
 }  // namespace
 
-void decode_attention(const DecodeAttention& call, float* partials, int64_t partial_floats, int processors, cudaStream_t stream, bool overlap) {
-  const int heads = call.batch * call.kv_heads, queries = call.heads / call.kv_heads;
-  const int64_t room = partial_floats / (int64_t{heads} * queries * (call.dim + 2));
-  const int tiles = (call.keys + kTile - 1) / kTile;
-  const int splits = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>({room, tiles, (2 * processors + heads - 1) / heads})));
-  const SplitCall s{call, partials, splits, queries};
-  const Launch how{{static_cast<unsigned>(splits), static_cast<unsigned>(call.kv_heads), static_cast<unsigned>(call.batch)},
-                   kThreads, stream, 0, overlap};
-  if (queries <= 4) launch(how, decode_attention_kernel<4, 4>, s, frequencies(call.dim, call.theta));
-  else launch(how, decode_attention_kernel<8, 4>, s, frequencies(call.dim, call.theta));
+void decode_attention(const DecodeAttention& call, cudaStream_t stream) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(kCluster, static_cast<unsigned>(call.kv_heads), static_cast<unsigned>(call.batch));
+  config.blockDim = dim3(kThreads);
+  config.stream = stream;
+  cudaLaunchAttribute attributes[2]{};
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim.x = kCluster, attributes[0].val.clusterDim.y = 1, attributes[0].val.clusterDim.z = 1;
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = attributes;
+  config.numAttrs = 2;
+  const Frequencies f = frequencies(call.dim, call.theta);
+  const auto run = [&](auto* kernel) { Q4_CHECK(cudaLaunchKernelEx(&config, kernel, call, f)); };
+  const bool many = call.heads / call.kv_heads > 4;
+  if (call.dim == 128)
+    many ? run(decode_attention_kernel<8, 128>) : run(decode_attention_kernel<4, 128>);
+  else
+    many ? run(decode_attention_kernel<8, 64>) : run(decode_attention_kernel<4, 64>);
 }
 
 }  // namespace q4::gpu

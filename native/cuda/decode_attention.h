@@ -10,7 +10,7 @@ namespace q4::gpu {
 struct bf16;
 
 // One new token a sequence. q [B, heads·D], k and v [B, kv_heads·D] before norm and RoPE; caches [B·S, kv_heads·D].
-// D ≤ 128, D % 8 == 0, heads / kv_heads ≤ 8.
+// D is 64 or 128, heads / kv_heads ≤ 8.
 struct DecodeAttention {
   const bf16 *q, *k, *v;
   const float *q_weight, *k_weight;
@@ -24,10 +24,9 @@ struct DecodeAttention {
   float *q_rstd, *k_rstd;
   int batch, heads, kv_heads, dim, keys;
   float scale;
-  uint32_t* tickets;  // one per (batch, kv_head), zero between kernels
 };
 
-void decode_attention(const DecodeAttention& call, float* partials, int64_t partial_floats, int processors, cudaStream_t stream,
-                      bool overlap);
+// Needs capability 9.0.
+void decode_attention(const DecodeAttention& call, cudaStream_t stream);
 
 }  // namespace q4::gpu

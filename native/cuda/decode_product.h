@@ -41,8 +41,12 @@ struct DecodeProduct {
   } copies[3];
 };
 
-// Whether decode_product takes this shape. `vectors` of activations stay in shared memory, so width · rows is bounded.
+// Whether decode_product takes this shape: activations stay in shared memory, so width · rows is bounded.
 bool decode_product_fits(int rows, int width);
+// And, for a pair of matrices, these outputs.
+bool decode_pair_fits(int width, int outputs);
 void decode_product(const DecodeProduct& call, int processors, cudaStream_t stream, bool overlap);
+// Only call.copies.
+void decode_copies(const DecodeProduct& call, cudaStream_t stream, bool overlap);
 
 }  // namespace q4::gpu

@@ -33,9 +33,12 @@ __device__ inline float high_bf16(uint32_t word) { return __uint_as_float(word &
 
 template <typename T>
 __device__ inline T from_f32(float x) {
-  if constexpr (std::is_same_v<T, float>) return x;
-  else if constexpr (std::is_same_v<T, bf16>) return {static_cast<uint16_t>(pack_bf16(x, 0.0f))};
-  else return {f32_to_f16(x)};
+  if constexpr (std::is_same_v<T, float>)
+    return x;
+  else if constexpr (std::is_same_v<T, bf16>)
+    return {static_cast<uint16_t>(pack_bf16(x, 0.0f))};
+  else
+    return {f32_to_f16(x)};
 }
 // x as it reads back after a store.
 template <typename T>
@@ -43,7 +46,7 @@ __device__ inline float rounded(float x) {
   return to_f32(from_f32<T>(x));
 }
 
-// W neighbouring elements in fp32: 8 where rows are whole 16-byte pieces, else 1.
+// W neighbouring elements in fp32: 8 where rows are whole 16-byte pieces, 2 or 1 elsewhere.
 template <int W>
 struct Pack {
   float v[W];
@@ -54,6 +57,15 @@ __device__ inline Pack<W> load(const T* p) {
   Pack<W> out;
   if constexpr (W == 1) {
     out.v[0] = to_f32(*p);
+  } else if constexpr (W == 2) {
+    if constexpr (std::is_same_v<T, float>) {
+      const float2 words = *reinterpret_cast<const float2*>(p);
+      out.v[0] = words.x, out.v[1] = words.y;
+    } else {
+      static_assert(std::is_same_v<T, bf16>);
+      const uint32_t word = *reinterpret_cast<const uint32_t*>(p);
+      out.v[0] = low_bf16(word), out.v[1] = high_bf16(word);
+    }
   } else if constexpr (std::is_same_v<T, float>) {
     static_assert(W == 8);
     const float4 a = reinterpret_cast<const float4*>(p)[0], b = reinterpret_cast<const float4*>(p)[1];
@@ -68,7 +80,8 @@ __device__ inline Pack<W> load(const T* p) {
       if constexpr (std::is_same_v<T, bf16>) {
         out.v[2 * i] = low_bf16(w[i]), out.v[2 * i + 1] = high_bf16(w[i]);
       } else {
-        out.v[2 * i] = f16_to_f32(static_cast<uint16_t>(w[i])), out.v[2 * i + 1] = f16_to_f32(static_cast<uint16_t>(w[i] >> 16));
+        out.v[2 * i] = f16_to_f32(static_cast<uint16_t>(w[i])),
+                  out.v[2 * i + 1] = f16_to_f32(static_cast<uint16_t>(w[i] >> 16));
       }
     }
   }
@@ -79,6 +92,9 @@ template <int W, typename T>
 __device__ inline void store(T* p, const Pack<W>& x) {
   if constexpr (W == 1) {
     *p = from_f32<T>(x.v[0]);
+  } else if constexpr (W == 2) {
+    if constexpr (std::is_same_v<T, float>) *reinterpret_cast<float2*>(p) = make_float2(x.v[0], x.v[1]);
+    else *reinterpret_cast<uint32_t*>(p) = pack_bf16(x.v[0], x.v[1]);
   } else if constexpr (std::is_same_v<T, float>) {
     reinterpret_cast<float4*>(p)[0] = make_float4(x.v[0], x.v[1], x.v[2], x.v[3]);
     reinterpret_cast<float4*>(p)[1] = make_float4(x.v[4], x.v[5], x.v[6], x.v[7]);
@@ -160,20 +176,26 @@ void launch(const Launch& how, void (*kernel)(Parameters...), Arguments... argum
 template <typename Kernel>
 void allow_shared(Kernel* kernel, size_t bytes) {
   if (bytes > 16 * 1024)
-    Q4_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+    Q4_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(bytes)));
 }
 
 // Calls body with a value of the activation type.
 template <typename Body>
 void by_activation(DType dtype, Body&& body) {
-  if (dtype == DType::bf16) body(bf16{});
-  else body(float{});
+  if (dtype == DType::bf16)
+    body(bf16{});
+  else
+    body(float{});
 }
 template <typename Body>
 void by_float(DType dtype, Body&& body) {
-  if (dtype == DType::bf16) body(bf16{});
-  else if (dtype == DType::f16) body(f16{});
-  else body(float{});
+  if (dtype == DType::bf16)
+    body(bf16{});
+  else if (dtype == DType::f16)
+    body(f16{});
+  else
+    body(float{});
 }
 
 // True when every tensor's rows of `width` elements are whole 16-byte pieces.
@@ -183,8 +205,10 @@ bool wide(int64_t width, const Tensors&... tensors) {
 }
 template <typename Body>
 void by_width(bool is_wide, Body&& body) {
-  if (is_wide) body(std::integral_constant<int, 8>{});
-  else body(std::integral_constant<int, 1>{});
+  if (is_wide)
+    body(std::integral_constant<int, 8>{});
+  else
+    body(std::integral_constant<int, 1>{});
 }
 
 inline unsigned blocks_for(int64_t items, int64_t per_block) {

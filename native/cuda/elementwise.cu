@@ -12,7 +12,8 @@ template <typename In, typename Out, int W>
 __global__ void copy_rows(const In* x, const int32_t* rows, Out* y, int64_t count, int64_t width) {
   begin();
   const int64_t pieces = width / W;
-  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count * pieces; i += int64_t{gridDim.x} * blockDim.x) {
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count * pieces;
+       i += int64_t{gridDim.x} * blockDim.x) {
     const int64_t row = i / pieces, at = i % pieces * W;
     store<W>(y + row * width + at, load<W>(x + int64_t{rows[row]} * width + at));
   }
@@ -101,7 +102,8 @@ __global__ void embedding_backward_kernel(const T* dy, const int32_t* ids, Out* 
   for (int i = threadIdx.x; i < n; i += blockDim.x) earlier |= ids[i] == id;
   if (__syncthreads_or(earlier)) return;
   __shared__ uint32_t matches[kThreads / 32];
-  for (int64_t column = threadIdx.x; column < (width + kThreads - 1) / kThreads * kThreads; column += kThreads * kHeld) {
+  for (int64_t column = threadIdx.x; column < (width + kThreads - 1) / kThreads * kThreads;
+       column += kThreads * kHeld) {
     float sum[kHeld];
     Out* const to = dtable + int64_t{id} * width;
 #pragma unroll
@@ -134,7 +136,8 @@ void CudaBackend::embedding(const Tensor& table, const Tensor& ids, const Tensor
     by_activation(y.dtype, [&](auto out) {
       by_width(wide(width, table, y), [&](auto w) {
         launch({blocks_for(rows * (width / w), kThreads), kThreads, stream(), 0, overlap()},
-               copy_rows<decltype(in), decltype(out), w>, table.as<decltype(in)>(), ids.i32(), y.as<decltype(out)>(), rows, width);
+               copy_rows<decltype(in), decltype(out), w>, table.as<decltype(in)>(), ids.i32(), y.as<decltype(out)>(),
+               rows, width);
       });
     });
   });
@@ -145,8 +148,8 @@ void CudaBackend::gather_rows(const Tensor& x, const Tensor& rows, const Tensor&
   by_activation(x.dtype, [&](auto act) {
     using T = decltype(act);
     by_width(wide(width, x, y), [&](auto w) {
-      launch({blocks_for(count * (width / w), kThreads), kThreads, stream(), 0, overlap()}, copy_rows<T, T, w>, x.as<T>(),
-             rows.i32(), y.as<T>(), count, width);
+      launch({blocks_for(count * (width / w), kThreads), kThreads, stream(), 0, overlap()}, copy_rows<T, T, w>,
+             x.as<T>(), rows.i32(), y.as<T>(), count, width);
     });
   });
 }
@@ -201,7 +204,8 @@ void CudaBackend::kv_append(const Tensor& k, const Tensor& v, const Tensor& past
 }
 
 void CudaBackend::increment(int64_t by, int64_t max, const Tensor& x) {
-  launch({blocks_for(x.elements(), kThreads), kThreads, stream(), 0, overlap()}, increment_kernel, x.i32(), x.elements(), by, max);
+  launch({blocks_for(x.elements(), kThreads), kThreads, stream(), 0, overlap()}, increment_kernel, x.i32(),
+         x.elements(), by, max);
 }
 
 void CudaBackend::embedding_backward(const Tensor& dy, const Tensor& ids, bool accumulate, const Tensor& dtable) {

@@ -19,9 +19,12 @@ std::vector<Target> targets() {
   std::vector<Target> list;
   Target target{};
   for (const char c : std::string(Q4_CUDA_TARGETS) + ";") {
-    if (c >= '0' && c <= '9') target.capability = target.capability * 10 + (c - '0');
-    else if (c == 'a' || c == 'f') target.suffix = c;
-    else if (target.capability) list.push_back(std::exchange(target, Target{}));
+    if (c >= '0' && c <= '9')
+      target.capability = target.capability * 10 + (c - '0');
+    else if (c == 'a' || c == 'f')
+      target.suffix = c;
+    else if (target.capability)
+      list.push_back(std::exchange(target, Target{}));
   }
   return list;
 }
@@ -49,8 +52,8 @@ std::string target_for(int capability) {
   std::string best;
   for (const Target& target : targets()) {
     const bool same_major = target.capability / 10 == capability / 10;
-    const bool runs = target.suffix == 'a' ? target.capability == capability
-                                           : same_major && target.capability <= capability;
+    const bool runs =
+        target.suffix == 'a' ? target.capability == capability : same_major && target.capability <= capability;
     if (runs) best = spell(target);  // the list is in rising order
   }
   return best;
@@ -61,7 +64,8 @@ std::string target_for(int capability) {
 CudaProbe probe_cuda() {
   CudaProbe probe;
   probe.built = true;
-  for (const gpu::Target& target : gpu::targets()) probe.targets += (probe.targets.empty() ? "" : " ") + gpu::spell(target);
+  for (const gpu::Target& target : gpu::targets())
+    probe.targets += (probe.targets.empty() ? "" : " ") + gpu::spell(target);
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess) {
@@ -100,8 +104,10 @@ std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options) {
                 "install the NVIDIA driver, or set runtime.device: cpu");
   }
   if (options.index < 0 || options.index >= count)
-    throw Error("Q4402", "there is no CUDA device " + std::to_string(options.index) + ": the machine has " +
-                             std::to_string(count), "set runtime.device: cuda:0");
+    throw Error(
+        "Q4402",
+        "there is no CUDA device " + std::to_string(options.index) + ": the machine has " + std::to_string(count),
+        "set runtime.device: cuda:0");
   const DeviceInfo device = gpu::describe_device(options.index);
   if (device.instructions.empty())
     throw Error("Q4402", device.name + " is none of the GPUs that this build has code for",

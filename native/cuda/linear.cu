@@ -17,7 +17,8 @@ constexpr int kHalves = 4;
 // Rows [0, rows) × columns [first_col, first_col + cols) of a matrix of `width` columns → y [rows, cols] bf16,
 // code · block scale. Eight codes a step; cols and first_col are multiples of 16.
 __global__ void __launch_bounds__(kThreads)
-    unpack_bf16_kernel(const uint8_t* codes, const uint8_t* scales, bf16* y, int64_t rows, int64_t width, int64_t first_col, int64_t cols) {
+    unpack_bf16_kernel(const uint8_t* codes, const uint8_t* scales, bf16* y, int64_t rows, int64_t width,
+                       int64_t first_col, int64_t cols) {
   begin();
   const int64_t per_row = cols / 8, total = rows * per_row;
   const int64_t first = int64_t{blockIdx.x} * kThreads * kHalves + threadIdx.x;
@@ -39,14 +40,15 @@ __global__ void __launch_bounds__(kThreads)
     code_pairs(packed[i], pair);
 #pragma unroll
     for (int p = 0; p < 4; ++p) pair[p] = mul_bf16x2(mul_bf16x2(pair[p], factor), bf16_pair_power(8));
-    reinterpret_cast<uint4*>(y)[at] = make_uint4(__byte_perm(pair[0], pair[1], 0x5410), __byte_perm(pair[2], pair[3], 0x5410),
-                                                 __byte_perm(pair[0], pair[1], 0x7632), __byte_perm(pair[2], pair[3], 0x7632));
+    reinterpret_cast<uint4*>(y)[at] =
+        make_uint4(__byte_perm(pair[0], pair[1], 0x5410), __byte_perm(pair[2], pair[3], 0x5410),
+                   __byte_perm(pair[0], pair[1], 0x7632), __byte_perm(pair[2], pair[3], 0x7632));
   }
 }
 
 // The same piece in fp32, global scale included: the value itself.
-__global__ void unpack_f32_kernel(const uint8_t* codes, const uint8_t* scales, const float* global, float* y, int64_t rows,
-                                  int64_t width, int64_t first_col, int64_t cols) {
+__global__ void unpack_f32_kernel(const uint8_t* codes, const uint8_t* scales, const float* global, float* y,
+                                  int64_t rows, int64_t width, int64_t first_col, int64_t cols) {
   begin();
   const int64_t per_row = cols / 8, at = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (at >= rows * per_row) return;
@@ -60,7 +62,8 @@ __global__ void unpack_f32_kernel(const uint8_t* codes, const uint8_t* scales, c
 }
 
 template <typename In, typename Out>
-__global__ void convert_piece_kernel(const In* x, Out* y, int64_t rows, int64_t width, int64_t first_col, int64_t cols) {
+__global__ void convert_piece_kernel(const In* x, Out* y, int64_t rows, int64_t width, int64_t first_col,
+                                     int64_t cols) {
   begin();
   for (int64_t at = int64_t{blockIdx.x} * kThreads + threadIdx.x; at < rows * cols; at += int64_t{gridDim.x} * kThreads)
     y[at] = from_f32<Out>(to_f32(x[at / cols * width + first_col + at % cols]));
@@ -84,14 +87,13 @@ int64_t CudaBackend::output_piece(const Tensor& weight, DType act) {
 CudaBackend::Operand CudaBackend::operand(const Tensor& weight, DType act, int64_t first_row, int64_t rows,
                                           int64_t first_col, int64_t cols) {
   const int64_t width = weight.cols(), start = first_row * width;
-  if (in_place(weight, act))
-    return {weight.as<char>() + (start + first_col) * element_bytes(act), width, nullptr};
+  if (in_place(weight, act)) return {weight.as<char>() + (start + first_col) * element_bytes(act), width, nullptr};
   void* const buffer = weight_buffer();
   if (weight.dtype == DType::nvfp4) {
     const uint8_t *codes = weight.as<uint8_t>() + start / 2, *scales = weight.scale + start / kBlock;
     if (act == DType::bf16) {
-      launch({blocks_for(rows * cols / 8, kThreads * kHalves), kThreads, stream(), 0, overlap()}, unpack_bf16_kernel, codes,
-             scales, static_cast<bf16*>(buffer), rows, width, first_col, cols);
+      launch({blocks_for(rows * cols / 8, kThreads * kHalves), kThreads, stream(), 0, overlap()}, unpack_bf16_kernel,
+             codes, scales, static_cast<bf16*>(buffer), rows, width, first_col, cols);
       return {buffer, cols, weight.global_scale};
     }
     launch({blocks_for(rows * cols / 8, kThreads), kThreads, stream(), 0, overlap()}, unpack_f32_kernel, codes, scales,
@@ -103,7 +105,8 @@ CudaBackend::Operand CudaBackend::operand(const Tensor& weight, DType act, int64
       using In = decltype(in);
       using Out = decltype(out);
       launch({std::min(blocks_for(rows * cols, kThreads * 4), 65535u), kThreads, stream(), 0, overlap()},
-             convert_piece_kernel<In, Out>, weight.as<In>() + start, static_cast<Out*>(buffer), rows, width, first_col, cols);
+             convert_piece_kernel<In, Out>, weight.as<In>() + start, static_cast<Out*>(buffer), rows, width, first_col,
+             cols);
     });
   });
   return {buffer, cols, nullptr};
@@ -128,7 +131,8 @@ void CudaBackend::linear(const Tensor& x, const Tensor& weight, const Tensor& y)
   if (linear_streamed(x, weight, y) || linear_few_rows(x, weight, y)) return;
   const int64_t piece = output_piece(weight, x.dtype);
   for (int64_t first = 0; first < outputs; first += piece)
-    linear_product(x.data, n, width, x.dtype, weight, first, std::min(piece, outputs - first), y.data, y.dtype, outputs);
+    linear_product(x.data, n, width, x.dtype, weight, first, std::min(piece, outputs - first), y.data, y.dtype,
+                   outputs);
 }
 
 void CudaBackend::linear_dgrad(const Tensor& dy, const Tensor& weight, bool accumulate, const Tensor& dx) {

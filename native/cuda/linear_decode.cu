@@ -11,13 +11,15 @@
 namespace q4::gpu {
 namespace {
 
-constexpr int kRows = 16;      // of W, a block
-constexpr int kUnit = 128;     // inputs a warp takes at a time
+constexpr int kRows = 16;   // of W, a block
+constexpr int kUnit = 128;  // inputs a warp takes at a time
 constexpr int kMaxWarps = 16;
 
 __device__ inline uint4 load_once(const void* p) {
   uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
   return v;
 }
 
@@ -69,8 +71,10 @@ struct PlainWeight {
       const uint32_t w[4] = {words[i].x, words[i].y, words[i].z, words[i].w};
 #pragma unroll
       for (int p = 0; p < 4; ++p) {
-        if constexpr (std::is_same_v<T, bf16>) out[p] = w[p];
-        else out[p] = pack_bf16(f16_to_f32(static_cast<uint16_t>(w[p])), f16_to_f32(static_cast<uint16_t>(w[p] >> 16)));
+        if constexpr (std::is_same_v<T, bf16>)
+          out[p] = w[p];
+        else
+          out[p] = pack_bf16(f16_to_f32(static_cast<uint16_t>(w[p])), f16_to_f32(static_cast<uint16_t>(w[p] >> 16)));
       }
     }
   }
@@ -101,8 +105,10 @@ __global__ void __launch_bounds__(kMaxWarps * 32) few_rows_kernel(const FewRows 
       const int input = (first_unit + u * warps) * kUnit + c * 32;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        if (input < call.width) held[u][half].load(call.weight, call.scale, row[half] * call.width + input);
-        else held[u][half].clear();
+        if (input < call.width)
+          held[u][half].load(call.weight, call.scale, row[half] * call.width + input);
+        else
+          held[u][half].clear();
       }
     }
   };
@@ -142,7 +148,8 @@ __global__ void __launch_bounds__(kMaxWarps * 32) few_rows_kernel(const FewRows 
 #pragma unroll
   for (int t = 0; t < kTiles; ++t)
 #pragma unroll
-    for (int e = 0; e < 4; ++e) joined[(warp * kRows + g + (e >> 1) * 8) * (8 * kTiles) + t * 8 + 2 * c + (e & 1)] = sum[t][e];
+    for (int e = 0; e < 4; ++e)
+      joined[(warp * kRows + g + (e >> 1) * 8) * (8 * kTiles) + t * 8 + 2 * c + (e & 1)] = sum[t][e];
   __syncthreads();
   const float factor = Weight::kEpilogue * (call.global ? *call.global : 1.0f);
   for (int i = threadIdx.x; i < kRows * call.rows; i += blockDim.x) {
@@ -152,8 +159,10 @@ __global__ void __launch_bounds__(kMaxWarps * 32) few_rows_kernel(const FewRows 
     for (int w = 0; w < warps; ++w) total += joined[(w * kRows + r) * (8 * kTiles) + n];
     total *= factor;
     const int64_t at = int64_t{n} * call.outputs + first_row + r;
-    if (call.wide_output) static_cast<float*>(call.y)[at] = total;
-    else static_cast<bf16*>(call.y)[at] = from_f32<bf16>(total);
+    if (call.wide_output)
+      static_cast<float*>(call.y)[at] = total;
+    else
+      static_cast<bf16*>(call.y)[at] = from_f32<bf16>(total);
   }
 }
 
@@ -165,8 +174,10 @@ void run(const FewRows& call, cudaStream_t stream, bool overlap) {
   const int tiles = call.rows > 8 ? 2 : 1;
   const Launch how{blocks_for(call.outputs, kRows), static_cast<unsigned>(warps * 32), stream,
                    static_cast<size_t>(warps * kRows * 8 * tiles * 4), overlap};
-  if (tiles == 1) launch(how, few_rows_kernel<Weight, 1>, call);
-  else launch(how, few_rows_kernel<Weight, 2>, call);
+  if (tiles == 1)
+    launch(how, few_rows_kernel<Weight, 1>, call);
+  else
+    launch(how, few_rows_kernel<Weight, 2>, call);
 }
 
 }  // namespace
@@ -176,13 +187,27 @@ bool CudaBackend::linear_few_rows(const Tensor& x, const Tensor& weight, const T
   if (x.dtype != DType::bf16 || x.rows() > 16 || width % 32 != 0) return false;
   for (const void* p : {x.data, weight.data})
     if (reinterpret_cast<uintptr_t>(p) % 16) return false;
-  const FewRows call{weight.data, weight.scale, weight.dtype == DType::nvfp4 ? weight.global_scale : nullptr, x.as<bf16>(), y.data,
-                     static_cast<int>(x.rows()), static_cast<int>(weight.rows()), static_cast<int>(width), y.dtype == DType::f32};
+  const FewRows call{weight.data,
+                     weight.scale,
+                     weight.dtype == DType::nvfp4 ? weight.global_scale : nullptr,
+                     x.as<bf16>(),
+                     y.data,
+                     static_cast<int>(x.rows()),
+                     static_cast<int>(weight.rows()),
+                     static_cast<int>(width),
+                     y.dtype == DType::f32};
   switch (weight.dtype) {
-    case DType::nvfp4: run<Nvfp4Weight>(call, stream(), overlap()); break;
-    case DType::bf16: run<PlainWeight<bf16>>(call, stream(), overlap()); break;
-    case DType::f16: run<PlainWeight<f16>>(call, stream(), overlap()); break;
-    default: run<PlainWeight<float>>(call, stream(), overlap());
+    case DType::nvfp4:
+      run<Nvfp4Weight>(call, stream(), overlap());
+      break;
+    case DType::bf16:
+      run<PlainWeight<bf16>>(call, stream(), overlap());
+      break;
+    case DType::f16:
+      run<PlainWeight<f16>>(call, stream(), overlap());
+      break;
+    default:
+      run<PlainWeight<float>>(call, stream(), overlap());
   }
   return true;
 }

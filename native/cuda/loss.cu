@@ -13,26 +13,31 @@ constexpr int kThreads = 512;
 // One block a row of logits f32 [R,V]: row_loss = lse − logit[label]; with kGradient the row is overwritten by
 // scale·(softmax − onehot) in the activation dtype, from the row's start. A bf16 row then takes half the bytes of the
 // fp32 row, and a thread block writes only over what it has read.
-template <typename T, bool kGradient>
+template <typename T, bool kGradient, int W>
 __global__ void __launch_bounds__(kThreads)
     cross_entropy_kernel(float* logits, const int32_t* labels, const float* scale, float* row_loss, int64_t vocabulary) {
   begin();
   __shared__ float shared_max[32], shared_sum[32];
   float* row = logits + int64_t{blockIdx.x} * vocabulary;
   const int label = labels[blockIdx.x];
+  constexpr float kLog2e = 1.4426950408889634f;
   float largest = -INFINITY, total = 0;
   // Neighbouring threads take neighbouring logits; each keeps a running maximum and sum.
-  for (int64_t c = threadIdx.x; c < vocabulary; c += kThreads) {
-    const float x = row[c];
-    if (x > largest) {
-      total = total * expf(largest - x) + 1.0f;
-      largest = x;
-    } else {
-      total += x == largest ? 1.0f : expf(x - largest);
+  for (int64_t c = int64_t{threadIdx.x} * W; c < vocabulary; c += kThreads * W) {
+    const Pack<W> x = load<W>(row + c);
+    float top = x.v[0];
+#pragma unroll
+    for (int j = 1; j < W; ++j) top = fmaxf(top, x.v[j]);
+    if (top > largest) {
+      total *= exp2f((largest - top) * kLog2e);
+      largest = top;
     }
+    if (largest == -INFINITY) continue;
+#pragma unroll
+    for (int j = 0; j < W; ++j) total += exp2f((x.v[j] - largest) * kLog2e);
   }
   const float warp_largest = warp_max(largest);
-  total = warp_sum(largest == -INFINITY && total == 0 ? 0.0f : total * expf(largest - warp_largest));
+  total = warp_sum(total == 0 ? 0.0f : total * exp2f((largest - warp_largest) * kLog2e));
   if (threadIdx.x % 32 == 0) shared_max[threadIdx.x / 32] = warp_largest, shared_sum[threadIdx.x / 32] = total;
   __syncthreads();
   largest = shared_max[0];
@@ -45,11 +50,16 @@ __global__ void __launch_bounds__(kThreads)
   if constexpr (kGradient) {
     const float factor = label >= 0 ? *scale : 0.0f;
     T* out = reinterpret_cast<T*>(row);
-    for (int64_t first = 0; first < vocabulary; first += kThreads) {
-      const int64_t c = first + threadIdx.x;
-      const float x = c < vocabulary ? row[c] : 0.0f;
+    for (int64_t first = 0; first < vocabulary; first += kThreads * W) {
+      const int64_t c = first + threadIdx.x * W;
+      Pack<W> x{};
+      if (c < vocabulary) x = load<W>(row + c);
       __syncthreads();  // everything up to here is read (the label's logit too) before anything over it is written
-      if (c < vocabulary) out[c] = from_f32<T>(label >= 0 ? (expf(x - lse) - (c == label ? 1.0f : 0.0f)) * factor : 0.0f);
+      if (c >= vocabulary) continue;
+#pragma unroll
+      for (int j = 0; j < W; ++j)
+        x.v[j] = label >= 0 ? (exp2f((x.v[j] - lse) * kLog2e) - (c + j == label ? 1.0f : 0.0f)) * factor : 0.0f;
+      store<W>(out + c, x);
     }
   }
 }
@@ -70,12 +80,14 @@ __global__ void sum_rows_kernel(const float* rows, int64_t count, const float* s
 template <typename T>
 __global__ void narrow_kernel(const float* x, T* y, int64_t elements) {
   begin();
-  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < elements; i += int64_t{gridDim.x} * kThreads) y[i] = from_f32<T>(x[i]);
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < elements; i += int64_t{gridDim.x} * kThreads)
+    y[i] = from_f32<T>(x[i]);
 }
 
 // partial[block] = Σ |x − target| over the block's elements; dx = scale · sign(x − target).
 template <typename T>
-__global__ void l1_kernel(const T* x, const float* target, const float* scale, T* dx, float* partial, int64_t elements) {
+__global__ void l1_kernel(const T* x, const float* target, const float* scale, T* dx, float* partial,
+                          int64_t elements) {
   begin();
   __shared__ float shared[32];
   const float factor = *scale;
@@ -114,12 +126,15 @@ void CudaBackend::linear_cross_entropy(const Tensor& x, const Tensor& weight, co
     const int64_t count = std::min(chunk, rows - first);
     const char* x_chunk = x.as<char>() + first * width * act_bytes;
     for (int64_t v = 0; v < vocabulary; v += piece)
-      linear_product(x_chunk, count, width, act, weight, v, std::min(piece, vocabulary - v), logits, DType::f32, vocabulary);
+      linear_product(x_chunk, count, width, act, weight, v, std::min(piece, vocabulary - v), logits, DType::f32,
+                     vocabulary);
     by_activation(act, [&](auto tag) {
       using T = decltype(tag);
-      auto* kernel = dx || dweight ? cross_entropy_kernel<T, true> : cross_entropy_kernel<T, false>;
-      launch({static_cast<unsigned>(count), kThreads, stream(), 0, overlap()}, kernel, logits, labels.i32() + first,
-             scale.f32(), row_loss + first, vocabulary);
+      by_width(vocabulary % 8 == 0, [&](auto w) {
+        auto* kernel = dx || dweight ? cross_entropy_kernel<T, true, w> : cross_entropy_kernel<T, false, w>;
+        launch({static_cast<unsigned>(count), kThreads, stream(), 0, overlap()}, kernel, logits, labels.i32() + first,
+               scale.f32(), row_loss + first, vocabulary);
+      });
     });
     if (dx) {
       const bool direct = whole;  // one product, straight into dx; otherwise pieces add up in fp32
@@ -157,8 +172,8 @@ void CudaBackend::linear_cross_entropy(const Tensor& x, const Tensor& weight, co
   launch({1, kThreads, stream(), 0, overlap()}, sum_rows_kernel, row_loss, rows, scale.f32(), accumulate, loss.f32());
 }
 
-void CudaBackend::l1_loss(const Tensor& x, const Tensor& target, const Tensor& scale, bool accumulate, const Tensor& loss,
-                          const Tensor& dx) {
+void CudaBackend::l1_loss(const Tensor& x, const Tensor& target, const Tensor& scale, bool accumulate,
+                          const Tensor& loss, const Tensor& dx) {
   const int64_t elements = x.elements();
   const unsigned blocks = std::min(blocks_for(elements, kThreads * 4), 1024u);
   by_activation(x.dtype, [&](auto tag) {
@@ -166,7 +181,8 @@ void CudaBackend::l1_loss(const Tensor& x, const Tensor& target, const Tensor& s
     launch({blocks, kThreads, stream(), 0, overlap()}, l1_kernel<T>, x.as<T>(), target.f32(), scale.f32(), dx.as<T>(),
            partials(), elements);
   });
-  launch({1, kThreads, stream(), 0, overlap()}, sum_rows_kernel, partials(), int64_t{blocks}, scale.f32(), accumulate, loss.f32());
+  launch({1, kThreads, stream(), 0, overlap()}, sum_rows_kernel, partials(), int64_t{blocks}, scale.f32(), accumulate,
+         loss.f32());
 }
 
 }  // namespace q4::gpu

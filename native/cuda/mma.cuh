@@ -30,7 +30,8 @@ struct Tile {
 // Loads rows [first, first + kRows) of a matrix with `stride` elements a row; rows from `limit` on and columns from `dim`
 // on are zero.
 template <int D, int kRows, int kThreads>
-__device__ inline void load_tile(const Tile<D>& tile, const bf16* matrix, int64_t stride, int first, int limit, int dim) {
+__device__ inline void load_tile(const Tile<D>& tile, const bf16* matrix, int64_t stride, int first, int limit,
+                                 int dim) {
   constexpr int kPieces = kRows * Tile<D>::kChunks;
   static_assert(kPieces % kThreads == 0);
 #pragma unroll
@@ -47,13 +48,15 @@ struct Four {
 __device__ inline Four ldmatrix(uint32_t address) {
   Four f;
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(f.r[0]), "=r"(f.r[1]), "=r"(f.r[2]), "=r"(f.r[3]) : "r"(address));
+               : "=r"(f.r[0]), "=r"(f.r[1]), "=r"(f.r[2]), "=r"(f.r[3])
+               : "r"(address));
   return f;
 }
 __device__ inline Four ldmatrix_transposed(uint32_t address) {
   Four f;
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(f.r[0]), "=r"(f.r[1]), "=r"(f.r[2]), "=r"(f.r[3]) : "r"(address));
+               : "=r"(f.r[0]), "=r"(f.r[1]), "=r"(f.r[2]), "=r"(f.r[3])
+               : "r"(address));
   return f;
 }
 // A fragment of rows [row, row + 16), k = [8·chunk, +16).
@@ -77,9 +80,10 @@ __device__ inline Four load_b_transposed(const Tile<D>& tile, int row, int chunk
 
 // d += a·b for a 16×16 · 16×8 product; d[0..1] row g, d[2..3] row g + 8, columns 2c, 2c + 1.
 __device__ inline void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 __device__ inline float quad_max(float x) {

@@ -115,8 +115,9 @@ void CudaBackend::rms_norm(const Tensor& x, const Tensor& weight, float eps, con
   by_activation(x.dtype, [&](auto act) {
     using T = decltype(act);
     by_width(wide(width, x, weight, y), [&](auto w) {
-      launch({static_cast<unsigned>(rows), row_threads(width / w), stream(), 0, overlap()}, rms_norm_kernel<T, w, false>,
-             x.as<T>(), nullptr, weight.f32(), eps, nullptr, y.as<T>(), rstd.f32(), width);
+      launch({static_cast<unsigned>(rows), row_threads(width / w), stream(), 0, overlap()},
+             rms_norm_kernel<T, w, false>, x.as<T>(), nullptr, weight.f32(), eps, nullptr, y.as<T>(), rstd.f32(),
+             width);
     });
   });
 }
@@ -148,7 +149,8 @@ void CudaBackend::rms_norm_backward(const Tensor& dy, const Tensor& x, const Ten
       const Launch how{static_cast<unsigned>(blocks), row_threads(width / w), stream(), shared, overlap()};
       auto* kernel = dweight ? rms_norm_backward_kernel<T, w, true> : rms_norm_backward_kernel<T, w, false>;
       allow_shared(kernel, shared);
-      launch(how, kernel, dy.as<T>(), x.as<T>(), weight.f32(), rstd.f32(), dresidual.as<T>(), dx.as<T>(), partials(), rows, width);
+      launch(how, kernel, dy.as<T>(), x.as<T>(), weight.f32(), rstd.f32(), dresidual.as<T>(), dx.as<T>(), partials(),
+             rows, width);
     });
   });
   if (dweight) column_sum(partials(), blocks, width, accumulate, dweight.f32(), stream(), overlap());

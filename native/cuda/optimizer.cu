@@ -56,7 +56,8 @@ __global__ void reduce_kernel(const T* x, int64_t elements, float* partial, uint
   if (!last) return;
   __threadfence();
   total = 0;
-  for (int i = threadIdx.x; i < static_cast<int>(gridDim.x); i += kThreads) total = Op::join(total, __ldcg(partial + i));
+  for (int i = threadIdx.x; i < static_cast<int>(gridDim.x); i += kThreads)
+    total = Op::join(total, __ldcg(partial + i));
   total = block_reduce<Op>(total, shared);
   if (threadIdx.x == 0) {
     *out = total;
@@ -64,7 +65,8 @@ __global__ void reduce_kernel(const T* x, int64_t elements, float* partial, uint
   }
 }
 
-__global__ void grad_stats_kernel(const float* partials, int64_t count, const float* loss, float max_norm, float* stats) {
+__global__ void grad_stats_kernel(const float* partials, int64_t count, const float* loss, float max_norm,
+                                  float* stats) {
   begin();
   __shared__ double shared[kThreads];
   double sum = 0;
@@ -83,8 +85,8 @@ __global__ void grad_stats_kernel(const float* partials, int64_t count, const fl
 
 template <typename G, typename Master, int W>
 __global__ void __launch_bounds__(kThreads)
-    adamw_kernel(const G* grad, const float* stats, const float* hyper, const uint32_t* rng, bool decay, uint32_t stream,
-                 Master* master, float* m, float* v, int64_t elements) {
+    adamw_kernel(const G* grad, const float* stats, const float* hyper, const uint32_t* rng, bool decay,
+                 uint32_t stream, Master* master, float* m, float* v, int64_t elements) {
   begin_weights();
   if (stats[2] == 0) return;
   const float clip = stats[1], lr = hyper[0], beta1 = hyper[1], beta2 = hyper[2], eps = hyper[3];
@@ -107,7 +109,8 @@ __global__ void __launch_bounds__(kThreads)
       // Four elements share a Philox call.
 #pragma unroll
       for (int j = 0; j < W; j += 4) {
-        const Philox4 draw = philox_group(rng[0], rng[1], Draw::rounding, stream, rng[2], static_cast<uint64_t>((i + j) / 4));
+        const Philox4 draw =
+            philox_group(rng[0], rng[1], Draw::rounding, stream, rng[2], static_cast<uint64_t>((i + j) / 4));
 #pragma unroll
         for (int k = j; k < j + 4 && k < W; ++k)
           w.v[k] = bf16_to_f32(f32_to_bf16_stochastic(w.v[k], draw.word[(W == 1 ? static_cast<int>(i % 4) : k - j)]));
@@ -128,8 +131,8 @@ void CudaBackend::sum_squares(const Tensor& x, int64_t slot, const Tensor& out) 
   by_activation(x.dtype, [&](auto act) {
     using T = decltype(act);
     by_width(wide(elements, x), [&](auto w) {
-      launch({reduction_blocks(elements, w), kThreads, stream(), 0, overlap()}, reduce_kernel<SumOfSquares, T, w>, x.as<T>(),
-             elements, partials(), ticket(), out.f32() + slot);
+      launch({reduction_blocks(elements, w), kThreads, stream(), 0, overlap()}, reduce_kernel<SumOfSquares, T, w>,
+             x.as<T>(), elements, partials(), ticket(), out.f32() + slot);
     });
   });
 }
@@ -146,8 +149,8 @@ void CudaBackend::amax(const Tensor& x, int64_t slot, const Tensor& out) {
 }
 
 void CudaBackend::grad_stats(const Tensor& partials, const Tensor& loss, float max_norm, const Tensor& stats) {
-  launch({1, kThreads, stream(), 0, overlap()}, grad_stats_kernel, partials.f32(), partials.elements(), loss.f32(), max_norm,
-         stats.f32());
+  launch({1, kThreads, stream(), 0, overlap()}, grad_stats_kernel, partials.f32(), partials.elements(), loss.f32(),
+         max_norm, stats.f32());
 }
 
 void CudaBackend::adamw(const Tensor& grad, const Tensor& stats, const Tensor& hyper, const Tensor& rng, bool decay,
@@ -157,8 +160,9 @@ void CudaBackend::adamw(const Tensor& grad, const Tensor& stats, const Tensor& h
     by_activation(master.dtype, [&](auto p) {
       by_width(wide(elements, grad, master, m, v), [&](auto w) {
         launch({blocks_for(elements, kThreads * w), kThreads, this->stream(), 0, overlap()},
-               adamw_kernel<decltype(g), decltype(p), w>, grad.as<decltype(g)>(), stats.f32(), hyper.f32(), rng.as<uint32_t>(),
-               decay, static_cast<uint32_t>(stream), master.as<decltype(p)>(), m.f32(), v.f32(), elements);
+               adamw_kernel<decltype(g), decltype(p), w>, grad.as<decltype(g)>(), stats.f32(), hyper.f32(),
+               rng.as<uint32_t>(), decay, static_cast<uint32_t>(stream), master.as<decltype(p)>(), m.f32(), v.f32(),
+               elements);
       });
     });
   });

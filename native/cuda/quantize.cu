@@ -41,8 +41,8 @@ __device__ uint32_t code_of(float value, float step, float reciprocal) {
 
 // Half a block a thread. master [O·K] → codes, scales; every thread computes the same global scale from the amax slots.
 template <typename T>
-__global__ void quantize_kernel(const T* master, const float* amax, int64_t slot_begin, int64_t slot_end, uint32_t* codes,
-                                uint8_t* scales, float* global_out, int32_t* changed, int64_t halves) {
+__global__ void quantize_kernel(const T* master, const float* amax, int64_t slot_begin, int64_t slot_end,
+                                uint32_t* codes, uint8_t* scales, float* global_out, int32_t* changed, int64_t halves) {
   begin_weights();
   float global = 1.0f;
   if (amax) {
@@ -52,10 +52,11 @@ __global__ void quantize_kernel(const T* master, const float* amax, int64_t slot
   }
   int differing = 0;
   Pack<8> pieces[kHalves]{};
+  uint32_t before[kHalves] = {};
 #pragma unroll
   for (int i = 0; i < kHalves; ++i) {
     const int64_t half = (int64_t{blockIdx.x} * kHalves + i) * kThreads + threadIdx.x;
-    if (half < halves) pieces[i] = load<8>(master + half * 8);
+    if (half < halves) pieces[i] = load<8>(master + half * 8), before[i] = codes[half];
   }
 #pragma unroll
   for (int i = 0; i < kHalves; ++i) {
@@ -80,7 +81,7 @@ __global__ void quantize_kernel(const T* master, const float* amax, int64_t slot
     if (inside) {
       if (half == 0) *global_out = global;
       if (half % 2 == 0) scales[half / 2] = scale;
-      differing += __popc(nvfp4_differing_codes(codes[half], packed));
+      differing += __popc(nvfp4_differing_codes(before[i], packed));
       codes[half] = packed;
     }
   }
@@ -89,7 +90,8 @@ __global__ void quantize_kernel(const T* master, const float* amax, int64_t slot
 
 // y = code · scale · global, half a block a thread.
 template <typename T>
-__global__ void dequantize_kernel(const uint32_t* codes, const uint8_t* scales, const float* global, T* y, int64_t halves) {
+__global__ void dequantize_kernel(const uint32_t* codes, const uint8_t* scales, const float* global, T* y,
+                                  int64_t halves) {
   begin_weights();
   const int64_t half = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (half >= halves) return;
@@ -117,8 +119,9 @@ void CudaBackend::quantize_nvfp4(const Tensor& master, const Tensor& amax, Slots
   if (count) launch({1, 1, stream(), 0, overlap()}, zero_count_kernel, count);
   by_activation(master.dtype, [&](auto act) {
     using T = decltype(act);
-    launch({blocks_for(halves, kThreads * kHalves), kThreads, stream(), 0, overlap()}, quantize_kernel<T>, master.as<T>(),
-           amax.f32(), slots.begin, slots.end, weight.as<uint32_t>(), weight.scale, weight.global_scale, count, halves);
+    launch({blocks_for(halves, kThreads * kHalves), kThreads, stream(), 0, overlap()}, quantize_kernel<T>,
+           master.as<T>(), amax.f32(), slots.begin, slots.end, weight.as<uint32_t>(), weight.scale, weight.global_scale,
+           count, halves);
   });
 }
 
@@ -126,8 +129,8 @@ void CudaBackend::dequantize_nvfp4(const Tensor& weight, const Tensor& y) {
   const int64_t halves = y.elements() / 8;
   by_activation(y.dtype, [&](auto act) {
     using T = decltype(act);
-    launch({blocks_for(halves, kThreads), kThreads, stream(), 0, overlap()}, dequantize_kernel<T>, weight.as<uint32_t>(),
-           weight.scale, weight.global_scale, y.as<T>(), halves);
+    launch({blocks_for(halves, kThreads), kThreads, stream(), 0, overlap()}, dequantize_kernel<T>,
+           weight.as<uint32_t>(), weight.scale, weight.global_scale, y.as<T>(), halves);
   });
 }
 

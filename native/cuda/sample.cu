@@ -11,10 +11,10 @@ namespace q4::gpu {
 namespace {
 
 constexpr int kThreads = 1024, kSpreadThreads = 256;
-constexpr int kBuckets = 1024;      // of the search by bits
-constexpr int kStrips = 4096;       // of the histogram, even in (largest − logit) / temperature up to kReach
-constexpr float kReach = 28.0f;     // exp(−28) · 2^40 < 1: what lies beyond weighs nothing
-constexpr int kSorted = 2048;       // tokens of one bucket that are sorted in shared memory
+constexpr int kBuckets = 1024;   // of the search by bits
+constexpr int kStrips = 4096;    // of the histogram, even in (largest − logit) / temperature up to kReach
+constexpr float kReach = 28.0f;  // exp(−28) · 2^40 < 1: what lies beyond weighs nothing
+constexpr int kSorted = 2048;    // tokens of one bucket that are sorted in shared memory
 // exp(x − max) in units of 2^-40: the sum of 2^18 of them fits 64 bits with room to spare.
 constexpr double kOne = 1099511627776.0;
 
@@ -56,8 +56,8 @@ struct Strip {
 };
 
 // candidates[b, block] = the best of a stretch of row b, and an empty histogram. Grid: stretches × B.
-__global__ void best_kernel(const float* logits, const float* sampling, const uint8_t* seen, Best* candidates, Strip* strips,
-                            int vocabulary) {
+__global__ void best_kernel(const float* logits, const float* sampling, const uint8_t* seen, Best* candidates,
+                            Strip* strips, int vocabulary) {
   begin();
   __shared__ Best shared[32];
   const int b = blockIdx.y;
@@ -65,7 +65,8 @@ __global__ void best_kernel(const float* logits, const float* sampling, const ui
   for (int i = blockIdx.x * kSpreadThreads + threadIdx.x; i < vocabulary; i += gridDim.x * kSpreadThreads)
     best = better(best, Best{key_of(penalised(logits, seen, sampling + b * 8, int64_t{b} * vocabulary + i)), i});
   if (sampling[b * 8] > 0)
-    for (int i = blockIdx.x * kSpreadThreads + threadIdx.x; i < kStrips; i += gridDim.x * kSpreadThreads) strips[b * kStrips + i] = {0, 0};
+    for (int i = blockIdx.x * kSpreadThreads + threadIdx.x; i < kStrips; i += gridDim.x * kSpreadThreads)
+      strips[b * kStrips + i] = {0, 0};
   best = block_best(best, shared);
   if (threadIdx.x == 0) candidates[b * gridDim.x + blockIdx.x] = best;
 }
@@ -90,11 +91,19 @@ struct Row {
   }
 };
 
-__device__ Row row_of(const float* logits, const float* sampling, const uint8_t* seen, int b, int vocabulary, int best) {
+__device__ Row row_of(const float* logits, const float* sampling, const uint8_t* seen, int b, int vocabulary,
+                      int best) {
   const int64_t at = int64_t{b} * vocabulary;
-  return {logits + at, sampling + b * 8, seen + at, vocabulary, penalised(logits + at, seen + at, sampling + b * 8, best), sampling[b * 8]};
+  return {logits + at,
+          sampling + b * 8,
+          seen + at,
+          vocabulary,
+          penalised(logits + at, seen + at, sampling + b * 8, best),
+          sampling[b * 8]};
 }
-__device__ bool draws(const Row& row) { return row.temperature > 0 && !isinf(row.largest) && row.largest == row.largest; }
+__device__ bool draws(const Row& row) {
+  return row.temperature > 0 && !isinf(row.largest) && row.largest == row.largest;
+}
 
 __device__ Best best_of(const Best* candidates, int count, int vocabulary, Best* shared) {
   Best best{0xffffffffu, vocabulary};
@@ -103,8 +112,8 @@ __device__ Best best_of(const Best* candidates, int count, int vocabulary, Best*
 }
 
 // strips[b] += the tokens of a stretch of row b. Grid: stretches × B.
-__global__ void histogram_kernel(const float* logits, const float* sampling, const uint8_t* seen, const Best* candidates, Strip* strips,
-                                 int vocabulary) {
+__global__ void histogram_kernel(const float* logits, const float* sampling, const uint8_t* seen,
+                                 const Best* candidates, Strip* strips, int vocabulary) {
   begin();
   const int b = blockIdx.y;
   if (!(sampling[b * 8] > 0)) return;
@@ -135,8 +144,11 @@ struct Tally {
 
 // The shortest prefix of row's order, within `limit`, that holds at least `count` tokens, or whose mass is above `mass`
 // (use_mass; ≥ when inclusive). The limit itself if there is none.
-__device__ Prefix descend(const Row& row, const Prefix& limit, bool use_mass, bool inclusive, uint64_t target, Tally& tally) {
-  const auto reached = [&](uint64_t count, uint64_t mass) { return !use_mass ? count >= target : inclusive ? mass >= target : mass > target; };
+__device__ Prefix descend(const Row& row, const Prefix& limit, bool use_mass, bool inclusive, uint64_t target,
+                          Tally& tally) {
+  const auto reached = [&](uint64_t count, uint64_t mass) {
+    return !use_mass ? count >= target : inclusive ? mass >= target : mass > target;
+  };
   if (!reached(limit.count, limit.mass)) return limit;
   uint32_t prefix = 0;
   uint64_t count_below = 0, mass_below = 0;
@@ -178,8 +190,10 @@ __device__ Prefix descend(const Row& row, const Prefix& limit, bool use_mass, bo
     if (row.key(i) == prefix && atomicCAS(&found, -1, i) == -1) same_mass = row.mass(i);
   __syncthreads();
   uint64_t needed = 1;
-  if (!use_mass) needed = target - count_below;
-  else if (same_mass) needed = (target - mass_below) / same_mass + (inclusive && (target - mass_below) % same_mass == 0 ? 0 : 1);
+  if (!use_mass)
+    needed = target - count_below;
+  else if (same_mass)
+    needed = (target - mass_below) / same_mass + (inclusive && (target - mass_below) % same_mass == 0 ? 0 : 1);
   if (needed < 1) needed = 1;
   // The needed-th token of that key in the order of ids: warps take turns over stretches, so one warp counts alone.
   __syncthreads();
@@ -214,25 +228,30 @@ struct Sorting {
 };
 
 // As descend(), by the histogram: `descend` finishes where a bucket is too full to be sorted.
-__device__ Prefix cut(const Row& row, const Prefix& limit, bool use_mass, bool inclusive, uint64_t target, const Strip* strips,
-                      Sorting& sorting, Tally& tally) {
-  const auto reached = [&](uint64_t count, uint64_t mass) { return !use_mass ? count >= target : inclusive ? mass >= target : mass > target; };
+__device__ Prefix cut(const Row& row, const Prefix& limit, bool use_mass, bool inclusive, uint64_t target,
+                      const Strip* strips, Sorting& sorting, Tally& tally) {
+  const auto reached = [&](uint64_t count, uint64_t mass) {
+    return !use_mass ? count >= target : inclusive ? mass >= target : mass > target;
+  };
   if (!reached(limit.count, limit.mass)) return limit;
   __syncthreads();
   // Each thread adds up neighbouring strips; thread 0 walks the threads' sums, then the strips of one thread.
   constexpr int kEach = kStrips / kThreads;
   unsigned long long count = 0, mass = 0;
-  for (int i = 0; i < kEach; ++i) count += strips[threadIdx.x * kEach + i].count, mass += strips[threadIdx.x * kEach + i].mass;
+  for (int i = 0; i < kEach; ++i)
+    count += strips[threadIdx.x * kEach + i].count, mass += strips[threadIdx.x * kEach + i].mass;
   tally.count[threadIdx.x] = count, tally.mass[threadIdx.x] = mass;
   if (threadIdx.x == 0) sorting.count = 0;
   __syncthreads();
   if (threadIdx.x == 0) {
     unsigned long long counts = 0, masses = 0;
     int at = 0;
-    while (at < kThreads && !reached(counts + tally.count[at], masses + tally.mass[at])) counts += tally.count[at], masses += tally.mass[at], ++at;
+    while (at < kThreads && !reached(counts + tally.count[at], masses + tally.mass[at]))
+      counts += tally.count[at], masses += tally.mass[at], ++at;
     int strip = at * kEach;
     if (at < kThreads)
-      while (!reached(counts + strips[strip].count, masses + strips[strip].mass)) counts += strips[strip].count, masses += strips[strip].mass, ++strip;
+      while (!reached(counts + strips[strip].count, masses + strips[strip].mass))
+        counts += strips[strip].count, masses += strips[strip].mass, ++strip;
     sorting.strip = strip, sorting.count_before = counts, sorting.mass_before = masses;
   }
   __syncthreads();
@@ -271,9 +290,9 @@ __device__ Prefix cut(const Row& row, const Prefix& limit, bool use_mass, bool i
 }
 
 // One block a row: the greedy choice, or the cuts and the draw. `seen` is read before the choice is marked in it.
-__global__ void __launch_bounds__(kThreads) choose_kernel(const float* logits, const float* sampling, const uint32_t* rng,
-                                                          const int32_t* past, uint8_t* seen, const Best* candidates,
-                                                          const Strip* strips, int stretches, int32_t* ids, int vocabulary) {
+__global__ void __launch_bounds__(kThreads)
+    choose_kernel(const float* logits, const float* sampling, const uint32_t* rng, const int32_t* past, uint8_t* seen,
+                  const Best* candidates, const Strip* strips, int stretches, int32_t* ids, int vocabulary) {
   begin();
   extern __shared__ __align__(16) uint8_t memory[];
   Sorting& sorting = *reinterpret_cast<Sorting*>(memory);
@@ -300,7 +319,8 @@ __global__ void __launch_bounds__(kThreads) choose_kernel(const float* logits, c
     if (top_k >= 1 && top_k < static_cast<float>(vocabulary))
       limit = cut(row, limit, false, true, static_cast<uint64_t>(top_k), histogram, sorting, tally);
     if (top_p < 1)
-      limit = cut(row, limit, true, true, static_cast<uint64_t>(fmaxf(top_p, 0.0f) * static_cast<double>(limit.mass)), histogram, sorting, tally);
+      limit = cut(row, limit, true, true, static_cast<uint64_t>(fmaxf(top_p, 0.0f) * static_cast<double>(limit.mass)),
+                  histogram, sorting, tally);
     if (min_p > 0) {
       const uint64_t least = static_cast<uint64_t>(min_p * kOne);
       __syncthreads();
@@ -317,8 +337,11 @@ __global__ void __launch_bounds__(kThreads) choose_kernel(const float* logits, c
       // The survivors are a prefix; a draw below their mass never leaves it.
       limit.mass = totals;
     }
-    const float u = philox_sampling_uniform(rng[b * 2], rng[b * 2 + 1], static_cast<uint32_t>(b), static_cast<uint32_t>(past[b]));
-    id = cut(row, limit, true, false, static_cast<uint64_t>(static_cast<double>(u) * static_cast<double>(limit.mass)), histogram, sorting, tally).id;
+    const float u =
+        philox_sampling_uniform(rng[b * 2], rng[b * 2 + 1], static_cast<uint32_t>(b), static_cast<uint32_t>(past[b]));
+    id = cut(row, limit, true, false, static_cast<uint64_t>(static_cast<double>(u) * static_cast<double>(limit.mass)),
+             histogram, sorting, tally)
+             .id;
   }
   __syncthreads();
   if (threadIdx.x == 0) {
@@ -341,8 +364,9 @@ void CudaBackend::sample(const Tensor& logits, const Tensor& sampling, const Ten
   launch(spread, best_kernel, logits.f32(), sampling.f32(), seen.as<uint8_t>(), candidates, strips, vocabulary);
   launch(spread, histogram_kernel, logits.f32(), sampling.f32(), seen.as<uint8_t>(), candidates, strips, vocabulary);
   allow_shared(choose_kernel, sizeof(Sorting));
-  launch({static_cast<unsigned>(rows), kThreads, stream(), sizeof(Sorting), overlap()}, choose_kernel, logits.f32(), sampling.f32(),
-         rng.as<uint32_t>(), past.i32(), seen.as<uint8_t>(), candidates, strips, static_cast<int>(stretches), ids.i32(), vocabulary);
+  launch({static_cast<unsigned>(rows), kThreads, stream(), sizeof(Sorting), overlap()}, choose_kernel, logits.f32(),
+         sampling.f32(), rng.as<uint32_t>(), past.i32(), seen.as<uint8_t>(), candidates, strips,
+         static_cast<int>(stretches), ids.i32(), vocabulary);
 }
 
 }  // namespace q4::gpu

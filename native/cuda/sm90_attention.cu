@@ -26,7 +26,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   using namespace sm90;
   extern __shared__ uint8_t memory[];
   Shared& shared = *reinterpret_cast<Shared*>((reinterpret_cast<uintptr_t>(memory) + 1023) / 1024 * 1024);
-  const int tile = gridDim.z - 1 - blockIdx.z, head = blockIdx.x, b = blockIdx.y, kv_head = head / (call.heads / call.kv_heads);
+  const int tile = gridDim.z - 1 - blockIdx.z, head = blockIdx.x, b = blockIdx.y,
+            kv_head = head / (call.heads / call.kv_heads);
   const int first_query = tile * kQueries, group = threadIdx.x / 128;
   if (threadIdx.x == 0) {
     barrier_init(&shared.q_full, 1);
@@ -94,8 +95,10 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
     for (int k = 0; k < 8; ++k) {
       const uint32_t at = k / 4 * kHalf + k % 4 * 32;
-      if (k == 0) product_128_new(score, rows_operand(q_base + at), rows_operand(base + at));
-      else product_128(score, rows_operand(q_base + at), rows_operand(base + at), true);
+      if (k == 0)
+        product_128_new(score, rows_operand(q_base + at), rows_operand(base + at));
+      else
+        product_128(score, rows_operand(q_base + at), rows_operand(base + at), true);
     }
     products_commit();
   };
@@ -194,7 +197,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     bf16* to = static_cast<bf16*>(call.out) + row * stride + head * kDim;
 #pragma unroll
     for (int n = 0; n < 16; ++n)
-      *reinterpret_cast<uint32_t*>(to + n * 8 + 2 * c) = pack_bf16(out[n * 4 + half * 2] * inverse, out[n * 4 + half * 2 + 1] * inverse);
+      *reinterpret_cast<uint32_t*>(to + n * 8 + 2 * c) =
+          pack_bf16(out[n * 4 + half * 2] * inverse, out[n * 4 + half * 2 + 1] * inverse);
   }
 #endif
 }
@@ -206,7 +210,8 @@ bool sm90_flash_attention(const AttentionCall& call, int capability, cudaStream_
   using sm90::tile_map;
   const size_t bytes = sizeof(Shared) + 1024;
   allow_shared(sm90_forward_kernel, bytes);
-  const dim3 grid(static_cast<unsigned>(call.heads), static_cast<unsigned>(call.batch), blocks_for(call.steps, kQueries));
+  const dim3 grid(static_cast<unsigned>(call.heads), static_cast<unsigned>(call.batch),
+                  blocks_for(call.steps, kQueries));
   launch({grid, kThreads, stream, bytes, overlap}, sm90_forward_kernel,
          tile_map(call.q, int64_t{call.heads} * kDim, call.steps, call.batch, kQueries),
          tile_map(call.k, int64_t{call.kv_heads} * kDim, call.keys, call.batch, kKeys),

@@ -35,7 +35,8 @@ __global__ void statistics_kernel(const AttentionBackwardCall call, const Statis
     const int64_t at = (row * f.heads + head) * kDim + lane * 4;
     const uint2 x = *reinterpret_cast<const uint2*>(static_cast<const bf16*>(call.dout) + at);
     const uint2 y = *reinterpret_cast<const uint2*>(static_cast<const bf16*>(f.out) + at);
-    sum = low_bf16(x.x) * low_bf16(y.x) + high_bf16(x.x) * high_bf16(y.x) + low_bf16(x.y) * low_bf16(y.y) + high_bf16(x.y) * high_bf16(y.y);
+    sum = low_bf16(x.x) * low_bf16(y.x) + high_bf16(x.x) * high_bf16(y.x) + low_bf16(x.y) * low_bf16(y.y) +
+          high_bf16(x.y) * high_bf16(y.y);
   }
   sum = warp_sum(sum);
   if (lane != 0) return;
@@ -61,7 +62,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ uint8_t memory[];
   KeyShared& shared = *reinterpret_cast<KeyShared*>((reinterpret_cast<uintptr_t>(memory) + 1023) / 1024 * 1024);
   const AttentionCall& f = call.forward;
-  const int kv_head = blockIdx.x, b = blockIdx.y, first_key = blockIdx.z * kRows, heads = f.heads / f.kv_heads, group = threadIdx.x / 128;
+  const int kv_head = blockIdx.x, b = blockIdx.y, first_key = blockIdx.z * kRows, heads = f.heads / f.kv_heads,
+            group = threadIdx.x / 128;
   if (threadIdx.x == 0) {
     barrier_init(&shared.keys_full, 1);
     for (int s = 0; s < kStages; ++s) barrier_init(&shared.full[s], 1), barrier_init(&shared.empty[s], kConsumers * 4);
@@ -87,12 +89,14 @@ __global__ void __launch_bounds__(kThreads, 1)
       barrier_expect(&shared.full[stage], 4 * kStepHalf + 3 * kStep * 4);
       for (int half = 0; half < 2; ++half) {
         copy_box(shared.q[stage] + half * kStepHalf, &q_map, head * kDim + half * 64, row, b, &shared.full[stage]);
-        copy_box(shared.dout[stage] + half * kStepHalf, &dout_map, head * kDim + half * 64, row, b, &shared.full[stage]);
+        copy_box(shared.dout[stage] + half * kStepHalf, &dout_map, head * kDim + half * 64, row, b,
+                 &shared.full[stage]);
       }
       const int64_t at = (int64_t{b} * f.heads + head) * statistics.padded + row;
       copy_bytes(shared.lse[stage], statistics.lse + at, kStep * 4, &shared.full[stage]);
       copy_bytes(shared.delta[stage], statistics.delta + at, kStep * 4, &shared.full[stage]);
-      copy_bytes(shared.from[stage], statistics.from + int64_t{b} * statistics.padded + row, kStep * 4, &shared.full[stage]);
+      copy_bytes(shared.from[stage], statistics.from + int64_t{b} * statistics.padded + row, kStep * 4,
+                 &shared.full[stage]);
     }
     return;
   }
@@ -103,7 +107,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const float scale = f.scale * kLog2e;
   float dk[64] = {}, dv[64] = {}, p[32], ds[32];
   uint32_t weights[4][4], gradients[4][4];
-  const uint32_t k_base = address_of(shared.k) + consumer * 64 * 128, v_base = address_of(shared.v) + consumer * 64 * 128;
+  const uint32_t k_base = address_of(shared.k) + consumer * 64 * 128,
+                 v_base = address_of(shared.v) + consumer * 64 * 128;
   barrier_wait(&shared.keys_full, 0);
   for (int i = 0; i < items; ++i) {
     const int stage = i % kStages, first_query = (first_step + i % steps) * kStep;
@@ -114,16 +119,20 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int k = 0; k < 8; ++k) {
       const uint64_t a = rows_operand(k_base + k / 4 * kHalf + k % 4 * 32),
                      b = rows_operand(q_base + k / 4 * kStepHalf + k % 4 * 32);
-      if (k == 0) product_64_new(p, a, b);
-      else product_64(p, a, b, true);
+      if (k == 0)
+        product_64_new(p, a, b);
+      else
+        product_64(p, a, b, true);
     }
     products_commit();
 #pragma unroll
     for (int k = 0; k < 8; ++k) {
       const uint64_t a = rows_operand(v_base + k / 4 * kHalf + k % 4 * 32),
                      b = rows_operand(g_base + k / 4 * kStepHalf + k % 4 * 32);
-      if (k == 0) product_64_new(ds, a, b);
-      else product_64(ds, a, b, true);
+      if (k == 0)
+        product_64_new(ds, a, b);
+      else
+        product_64(ds, a, b, true);
     }
     products_commit();
     products_wait<1>();
@@ -154,7 +163,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int e = 0; e < 4; ++e) weights[k][e] = pack_bf16(p[k * 8 + e * 2], p[k * 8 + e * 2 + 1]);
     products_begin();
 #pragma unroll
-    for (int k = 0; k < 4; ++k) product_128_columns(dv, weights[k], columns_operand(g_base + k * 2048, kStepHalf), true);
+    for (int k = 0; k < 4; ++k)
+      product_128_columns(dv, weights[k], columns_operand(g_base + k * 2048, kStepHalf), true);
     products_commit();
     products_wait<1>();
     settle(ds);
@@ -170,7 +180,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int e = 0; e < 4; ++e) gradients[k][e] = pack_bf16(ds[k * 8 + e * 2], ds[k * 8 + e * 2 + 1]);
     products_begin();
 #pragma unroll
-    for (int k = 0; k < 4; ++k) product_128_columns(dk, gradients[k], columns_operand(q_base + k * 2048, kStepHalf), true);
+    for (int k = 0; k < 4; ++k)
+      product_128_columns(dk, gradients[k], columns_operand(q_base + k * 2048, kStepHalf), true);
     products_commit();
     products_wait<0>();
     settle(dv);
@@ -184,8 +195,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int64_t at = (int64_t{b} * f.steps + key + half * 8) * stride + kv_head * kDim + 2 * c;
 #pragma unroll
     for (int n = 0; n < 16; ++n) {
-      *reinterpret_cast<uint32_t*>(static_cast<bf16*>(call.dk) + at + n * 8) = pack_bf16(dk[n * 4 + half * 2] * f.scale, dk[n * 4 + half * 2 + 1] * f.scale);
-      *reinterpret_cast<uint32_t*>(static_cast<bf16*>(call.dv) + at + n * 8) = pack_bf16(dv[n * 4 + half * 2], dv[n * 4 + half * 2 + 1]);
+      *reinterpret_cast<uint32_t*>(static_cast<bf16*>(call.dk) + at + n * 8) =
+          pack_bf16(dk[n * 4 + half * 2] * f.scale, dk[n * 4 + half * 2 + 1] * f.scale);
+      *reinterpret_cast<uint32_t*>(static_cast<bf16*>(call.dv) + at + n * 8) =
+          pack_bf16(dv[n * 4 + half * 2], dv[n * 4 + half * 2 + 1]);
     }
   }
 #endif
@@ -207,7 +220,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ uint8_t memory[];
   QueryShared& shared = *reinterpret_cast<QueryShared*>((reinterpret_cast<uintptr_t>(memory) + 1023) / 1024 * 1024);
   const AttentionCall& f = call.forward;
-  const int head = blockIdx.x, b = blockIdx.y, first_query = (gridDim.z - 1 - blockIdx.z) * kRows, kv_head = head / (f.heads / f.kv_heads);
+  const int head = blockIdx.x, b = blockIdx.y, first_query = (gridDim.z - 1 - blockIdx.z) * kRows,
+            kv_head = head / (f.heads / f.kv_heads);
   const int group = threadIdx.x / 128;
   if (threadIdx.x == 0) {
     barrier_init(&shared.queries_full, 1);
@@ -222,7 +236,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int* from_row = statistics.from + int64_t{b} * statistics.padded;
   int first_step = 0;
   if (f.attend_from) {
-    if (threadIdx.x < kRows && first_query + static_cast<int>(threadIdx.x) < f.steps) atomicMin(&shared.lowest, from_row[first_query + threadIdx.x]);
+    if (threadIdx.x < kRows && first_query + static_cast<int>(threadIdx.x) < f.steps)
+      atomicMin(&shared.lowest, from_row[first_query + threadIdx.x]);
     __syncthreads();
     first_step = shared.lowest / kStep;
   }
@@ -261,7 +276,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   float dq[64] = {}, p[32], ds[32];
   uint32_t gradients[4][4];
-  const uint32_t q_base = address_of(shared.q) + consumer * 64 * 128, g_base = address_of(shared.dout) + consumer * 64 * 128;
+  const uint32_t q_base = address_of(shared.q) + consumer * 64 * 128,
+                 g_base = address_of(shared.dout) + consumer * 64 * 128;
   barrier_wait(&shared.queries_full, 0);
   for (int i = 0; i < items; ++i) {
     const int stage = i % kStages, first_key = (first_step + i) * kStep;
@@ -272,16 +288,20 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int k = 0; k < 8; ++k) {
       const uint64_t a = rows_operand(q_base + k / 4 * kHalf + k % 4 * 32),
                      b = rows_operand(k_base + k / 4 * kStepHalf + k % 4 * 32);
-      if (k == 0) product_64_new(p, a, b);
-      else product_64(p, a, b, true);
+      if (k == 0)
+        product_64_new(p, a, b);
+      else
+        product_64(p, a, b, true);
     }
     products_commit();
 #pragma unroll
     for (int k = 0; k < 8; ++k) {
       const uint64_t a = rows_operand(g_base + k / 4 * kHalf + k % 4 * 32),
                      b = rows_operand(v_base + k / 4 * kStepHalf + k % 4 * 32);
-      if (k == 0) product_64_new(ds, a, b);
-      else product_64(ds, a, b, true);
+      if (k == 0)
+        product_64_new(ds, a, b);
+      else
+        product_64(ds, a, b, true);
     }
     products_commit();
     products_wait<1>();
@@ -306,7 +326,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int e = 0; e < 4; ++e) gradients[k][e] = pack_bf16(ds[k * 8 + e * 2], ds[k * 8 + e * 2 + 1]);
     products_begin();
 #pragma unroll
-    for (int k = 0; k < 4; ++k) product_128_columns(dq, gradients[k], columns_operand(k_base + k * 2048, kStepHalf), true);
+    for (int k = 0; k < 4; ++k)
+      product_128_columns(dq, gradients[k], columns_operand(k_base + k * 2048, kStepHalf), true);
     products_commit();
     products_wait<0>();
     settle(dq);
@@ -319,15 +340,16 @@ __global__ void __launch_bounds__(kThreads, 1)
     bf16* to = static_cast<bf16*>(call.dq) + (int64_t{b} * f.steps + query + half * 8) * stride + head * kDim + 2 * c;
 #pragma unroll
     for (int n = 0; n < 16; ++n)
-      *reinterpret_cast<uint32_t*>(to + n * 8) = pack_bf16(dq[n * 4 + half * 2] * f.scale, dq[n * 4 + half * 2 + 1] * f.scale);
+      *reinterpret_cast<uint32_t*>(to + n * 8) =
+          pack_bf16(dq[n * 4 + half * 2] * f.scale, dq[n * 4 + half * 2 + 1] * f.scale);
   }
 #endif
 }
 
 }  // namespace
 
-bool sm90_flash_attention_backward(const AttentionBackwardCall& call, int capability, float* workspace, int64_t workspace_floats,
-                                   cudaStream_t stream, bool overlap) {
+bool sm90_flash_attention_backward(const AttentionBackwardCall& call, int capability, float* workspace,
+                                   int64_t workspace_floats, cudaStream_t stream, bool overlap) {
   const AttentionCall& f = call.forward;
   if (capability != 90 || f.dim != kDim) return false;
   const int padded = (f.steps + kRows - 1) / kRows * kRows;
@@ -335,15 +357,19 @@ bool sm90_flash_attention_backward(const AttentionBackwardCall& call, int capabi
   if (2 * rows + int64_t{f.batch} * padded > workspace_floats) return false;
   const Statistics statistics{workspace, workspace + rows, reinterpret_cast<int*>(workspace + 2 * rows), padded};
   using sm90::tile_map;
-  const auto map = [&](const void* data, int heads, int box_rows) { return tile_map(data, int64_t{heads} * kDim, f.steps, f.batch, box_rows); };
+  const auto map = [&](const void* data, int heads, int box_rows) {
+    return tile_map(data, int64_t{heads} * kDim, f.steps, f.batch, box_rows);
+  };
   const unsigned tiles = blocks_for(f.steps, kRows), batch = static_cast<unsigned>(f.batch);
   allow_shared(sm90_key_gradient_kernel, sizeof(KeyShared) + 1024);
   allow_shared(sm90_query_gradient_kernel, sizeof(QueryShared) + 1024);
   launch({blocks_for(rows, 8), 256, stream, 0, overlap}, statistics_kernel, call, statistics);
-  launch({{static_cast<unsigned>(f.kv_heads), batch, tiles}, kThreads, stream, sizeof(KeyShared) + 1024, overlap}, sm90_key_gradient_kernel,
-         map(f.q, f.heads, kStep), map(call.dout, f.heads, kStep), map(f.k, f.kv_heads, kRows), map(f.v, f.kv_heads, kRows), call, statistics);
-  launch({{static_cast<unsigned>(f.heads), batch, tiles}, kThreads, stream, sizeof(QueryShared) + 1024, overlap}, sm90_query_gradient_kernel,
-         map(f.q, f.heads, kRows), map(call.dout, f.heads, kRows), map(f.k, f.kv_heads, kStep), map(f.v, f.kv_heads, kStep), call, statistics);
+  launch({{static_cast<unsigned>(f.kv_heads), batch, tiles}, kThreads, stream, sizeof(KeyShared) + 1024, overlap},
+         sm90_key_gradient_kernel, map(f.q, f.heads, kStep), map(call.dout, f.heads, kStep),
+         map(f.k, f.kv_heads, kRows), map(f.v, f.kv_heads, kRows), call, statistics);
+  launch({{static_cast<unsigned>(f.heads), batch, tiles}, kThreads, stream, sizeof(QueryShared) + 1024, overlap},
+         sm90_query_gradient_kernel, map(f.q, f.heads, kRows), map(call.dout, f.heads, kRows),
+         map(f.k, f.kv_heads, kStep), map(f.v, f.kv_heads, kStep), call, statistics);
   return true;
 }
 

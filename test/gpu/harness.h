@@ -62,9 +62,14 @@ class Harness {
     const int64_t n = both.cpu.elements();
     for (int64_t i = 0; i < n; ++i) {
       const float x = value(i);
-      if (dtype == DType::i32) both.cpu.i32()[i] = static_cast<int32_t>(x);
-      else if (dtype == DType::u8) both.cpu.as<uint8_t>()[i] = static_cast<uint8_t>(x);
-      else both.cpu.f32()[i] = dtype == DType::bf16 ? bf16_to_f32(f32_to_bf16(x)) : dtype == DType::f16 ? f16_to_f32(f32_to_f16(x)) : x;
+      if (dtype == DType::i32)
+        both.cpu.i32()[i] = static_cast<int32_t>(x);
+      else if (dtype == DType::u8)
+        both.cpu.as<uint8_t>()[i] = static_cast<uint8_t>(x);
+      else
+        both.cpu.f32()[i] = dtype == DType::bf16  ? bf16_to_f32(f32_to_bf16(x))
+                            : dtype == DType::f16 ? f16_to_f32(f32_to_f16(x))
+                                                  : x;
     }
     send(both);
     return both;
@@ -86,7 +91,8 @@ class Harness {
   // An NVFP4 matrix of normals, quantised by the reference.
   Both nvfp4(int64_t rows, int64_t cols, float scale = 0.05f) {
     Both both{on(*cpu, DType::nvfp4, {rows, cols}), on(*gpu, DType::nvfp4, {rows, cols})};
-    const Tensor master = on(*cpu, DType::f32, {rows, cols}), largest = on(*cpu, DType::f32, {1}), changed = on(*cpu, DType::i32, {1});
+    const Tensor master = on(*cpu, DType::f32, {rows, cols}), largest = on(*cpu, DType::f32, {1}),
+                 changed = on(*cpu, DType::i32, {1});
     for (int64_t i = 0; i < rows * cols; ++i) master.f32()[i] = scale * normal();
     cpu->amax(master, 0, largest);
     cpu->quantize_nvfp4(master, largest, {0, 1}, 0, both.cpu, changed);
@@ -110,11 +116,20 @@ class Harness {
       if (element_bytes(tensor.dtype) == 2) std::memcpy(&half, at, 2);
       if (element_bytes(tensor.dtype) == 4) std::memcpy(&whole, at, 4);
       switch (tensor.dtype) {
-        case DType::bf16: out[i] = bf16_to_f32(half); break;
-        case DType::f16: out[i] = f16_to_f32(half); break;
-        case DType::i32: out[i] = static_cast<float>(whole); break;
-        case DType::f32: out[i] = bits_f32(static_cast<uint32_t>(whole)); break;
-        default: out[i] = *at;
+        case DType::bf16:
+          out[i] = bf16_to_f32(half);
+          break;
+        case DType::f16:
+          out[i] = f16_to_f32(half);
+          break;
+        case DType::i32:
+          out[i] = static_cast<float>(whole);
+          break;
+        case DType::f32:
+          out[i] = bits_f32(static_cast<uint32_t>(whole));
+          break;
+        default:
+          out[i] = *at;
       }
     }
     return out;

@@ -6,21 +6,33 @@
 
 int main(int argc, char** argv) {
   using namespace q4::test;
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   bool bench = false, verbose = false;
   const char* only = nullptr;
   for (int i = 1; i < argc; ++i) {
-    if (!std::strcmp(argv[i], "--bench")) bench = true;
-    else if (!std::strcmp(argv[i], "--verbose")) verbose = true;
-    else if (!std::strcmp(argv[i], "--only") && i + 1 < argc) only = argv[++i];
+    if (!std::strcmp(argv[i], "--bench"))
+      bench = true;
+    else if (!std::strcmp(argv[i], "--verbose"))
+      verbose = true;
+    else if (!std::strcmp(argv[i], "--only") && i + 1 < argc)
+      only = argv[++i];
   }
   try {
     Harness h;
     h.verbose = verbose;
     std::printf("device: %s, %s\n", h.gpu->info().name.c_str(), h.gpu->info().instructions.c_str());
-    const std::pair<const char*, void (*)(Harness&)> tests[] = {
-        {"elementwise", test_elementwise}, {"norms", test_norms}, {"linear", test_linear}, {"losses", test_losses}, {"attention", test_attention},
-        {"optimizer", test_optimizer}, {"nvfp4", test_nvfp4}, {"sampling", test_sampling}, {"decode_layer", test_decode_layer}, {"machinery", test_machinery}};
-    const std::pair<const char*, void (*)(Harness&)> benches[] = {{"roofs", bench_roofs}, {"training", bench_training}, {"decode", bench_decode}};
+    const std::pair<const char*, void (*)(Harness&)> tests[] = {{"elementwise", test_elementwise},
+                                                                {"norms", test_norms},
+                                                                {"linear", test_linear},
+                                                                {"losses", test_losses},
+                                                                {"attention", test_attention},
+                                                                {"optimizer", test_optimizer},
+                                                                {"nvfp4", test_nvfp4},
+                                                                {"sampling", test_sampling},
+                                                                {"decode_layer", test_decode_layer},
+                                                                {"machinery", test_machinery}};
+    const std::pair<const char*, void (*)(Harness&)> benches[] = {
+        {"roofs", bench_roofs}, {"training", bench_training}, {"decode", bench_decode}};
     const auto run = [&](const char* name, void (*body)(Harness&)) {
       if (only && std::strcmp(only, name)) return;
       const int before = h.failed;

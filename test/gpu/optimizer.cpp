@@ -19,10 +19,12 @@ void test_optimizer(Harness& h) {
   for (const float max_norm : {0.0f, 1.0f, 1e6f}) {
     const Both partials = h.make(DType::f32, {403}, [&](int64_t) { return h.uniform(0, 3); });
     const Both loss = h.make(DType::f32, {1}, [](int64_t) { return 2.5f; }), stats = h.output(DType::f32, {4});
-    h.cpu->grad_stats(partials.cpu, loss.cpu, max_norm, stats.cpu), h.gpu->grad_stats(partials.gpu, loss.gpu, max_norm, stats.gpu);
+    h.cpu->grad_stats(partials.cpu, loss.cpu, max_norm, stats.cpu),
+        h.gpu->grad_stats(partials.gpu, loss.gpu, max_norm, stats.gpu);
     h.close("grad_stats " + std::to_string(max_norm), stats, 1e-6);
   }
-  const Both infinite = h.make(DType::f32, {1}, [](int64_t) { return INFINITY; }), ones = h.make(DType::f32, {3}, [](int64_t) { return 1.0f; });
+  const Both infinite = h.make(DType::f32, {1}, [](int64_t) { return INFINITY; }),
+             ones = h.make(DType::f32, {3}, [](int64_t) { return 1.0f; });
   const Both refused = h.output(DType::f32, {4});
   h.gpu->grad_stats(ones.gpu, infinite.gpu, 1, refused.gpu);
   h.verdict("grad_stats refuses an infinite loss", h.read(refused.gpu)[2] == 0, h.read(refused.gpu)[2], 0);
@@ -31,10 +33,12 @@ void test_optimizer(Harness& h) {
     for (const DType master_dtype : {DType::f32, DType::bf16})
       for (const int64_t n : {5, 4096, 100003})
         for (const bool applied : {true, false}) {
-          const std::string at = std::string(" ") + label(grad_dtype) + " " + label(master_dtype) + " " + std::to_string(n) + (applied ? "" : " not applied");
+          const std::string at = std::string(" ") + label(grad_dtype) + " " + label(master_dtype) + " " +
+                                 std::to_string(n) + (applied ? "" : " not applied");
           const Both grad = h.normals(grad_dtype, {n}, 0.01f), m = h.normals(DType::f32, {n}, 0.01f);
           const Both v = h.make(DType::f32, {n}, [&](int64_t) { return h.uniform(0, 1e-3f); });
-          const Both stats = h.make(DType::f32, {4}, [&](int64_t i) { return i == 2 ? (applied ? 1.0f : 0.0f) : 0.7f; });
+          const Both stats =
+              h.make(DType::f32, {4}, [&](int64_t i) { return i == 2 ? (applied ? 1.0f : 0.0f) : 0.7f; });
           const float hyper_values[8] = {1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.271f, 0.142625f, 0};
           const Both hyper = h.make(DType::f32, {8}, [&](int64_t i) { return hyper_values[i]; });
           const Both rng = h.integers({4}, [](int64_t i) { return static_cast<int>(i * 77 + 5); });
@@ -60,10 +64,14 @@ void test_nvfp4(Harness& h) {
         // 0 normal, 1 halves of codes (every tie), 2 zeros, 3 tiny, 4 huge.
         const int64_t rows = 37, cols = 48;
         const char* names[] = {"normal", "ties", "zero", "tiny", "huge"};
-        const std::string at = std::string(" ") + label(dtype) + " " + names[kind] + (two_level ? " two-level" : " single");
+        const std::string at =
+            std::string(" ") + label(dtype) + " " + names[kind] + (two_level ? " two-level" : " single");
         const Both master = h.make(dtype, {rows, cols}, [&](int64_t) {
-          return kind == 0 ? 0.05f * h.normal() : kind == 1 ? 0.25f * static_cast<float>(h.below(49) - 24) : kind == 2 ? 0.0f
-                 : kind == 3 ? 1e-30f * h.normal() : 1e30f * h.normal();
+          return kind == 0   ? 0.05f * h.normal()
+                 : kind == 1 ? 0.25f * static_cast<float>(h.below(49) - 24)
+                 : kind == 2 ? 0.0f
+                 : kind == 3 ? 1e-30f * h.normal()
+                             : 1e30f * h.normal();
         });
         const Both largest = h.make(DType::f32, {3}, [](int64_t) { return 0.0f; });
         const Both old = h.nvfp4(rows, cols), changed = h.integers({4}, [](int64_t i) { return static_cast<int>(i); });
@@ -86,7 +94,8 @@ void test_nvfp4(Harness& h) {
           h.same("dequantize" + at, want, y.gpu, rows * cols * element_bytes(out_dtype));
         }
         const Both other = h.nvfp4(rows, cols);
-        h.cpu->count_changed(old.cpu, other.cpu, 1, changed.cpu), h.gpu->count_changed(old.gpu, other.gpu, 1, changed.gpu);
+        h.cpu->count_changed(old.cpu, other.cpu, 1, changed.cpu),
+            h.gpu->count_changed(old.gpu, other.gpu, 1, changed.gpu);
         h.close("count_changed" + at, changed, 0);
         h.clear();
       }
@@ -97,17 +106,21 @@ void test_sampling(Harness& h) {
     float temperature, top_k, top_p, min_p, penalty;
   };
   for (const int64_t vocabulary : {7, 1000, 20011})
-    for (const Settings& s : {Settings{0, 0, 1, 0, 1}, Settings{1, 0, 1, 0, 1}, Settings{0.7f, 20, 1, 0, 1}, Settings{1.3f, 0, 0.9f, 0, 1.2f},
-                              Settings{0.8f, 50, 0.95f, 0.02f, 1.1f}, Settings{1, 0, 1, 0.1f, 1}, Settings{1, 0, 1e-6f, 0, 1}, Settings{1, 1, 1, 0, 1}})
+    for (const Settings& s : {Settings{0, 0, 1, 0, 1}, Settings{1, 0, 1, 0, 1}, Settings{0.7f, 20, 1, 0, 1},
+                              Settings{1.3f, 0, 0.9f, 0, 1.2f}, Settings{0.8f, 50, 0.95f, 0.02f, 1.1f},
+                              Settings{1, 0, 1, 0.1f, 1}, Settings{1, 0, 1e-6f, 0, 1}, Settings{1, 1, 1, 0, 1}})
       for (const bool tied : {false, true}) {
         const int64_t batch = 8;
-        const std::string at = " V" + std::to_string(vocabulary) + " T" + std::to_string(s.temperature) + " k" + std::to_string(s.top_k) + " p" +
-                               std::to_string(s.top_p) + " m" + std::to_string(s.min_p) + (tied ? " tied" : "");
-        const Both logits = h.make(DType::f32, {batch, vocabulary}, [&](int64_t) { return tied ? static_cast<float>(h.below(4)) : 3 * h.normal(); });
+        const std::string at = " V" + std::to_string(vocabulary) + " T" + std::to_string(s.temperature) + " k" +
+                               std::to_string(s.top_k) + " p" + std::to_string(s.top_p) + " m" +
+                               std::to_string(s.min_p) + (tied ? " tied" : "");
+        const Both logits = h.make(DType::f32, {batch, vocabulary},
+                                   [&](int64_t) { return tied ? static_cast<float>(h.below(4)) : 3 * h.normal(); });
         const float values[8] = {s.temperature, s.top_k, s.top_p, s.min_p, s.penalty, 0, 0, 0};
         const Both sampling = h.make(DType::f32, {batch, 8}, [&](int64_t i) { return values[i % 8]; });
         const Both rng = h.integers({batch, 2}, [&](int64_t) { return h.below(1 << 20); });
-        const Both seen = h.make(DType::u8, {batch, vocabulary}, [&](int64_t) { return h.below(10) == 0 ? 1.0f : 0.0f; });
+        const Both seen =
+            h.make(DType::u8, {batch, vocabulary}, [&](int64_t) { return h.below(10) == 0 ? 1.0f : 0.0f; });
         const Both ids = h.output(DType::i32, {batch}), scratch = h.output(DType::f32, {16});
         int differing = 0, draws = 0;
         for (int step = 0; step < 6; ++step) {
