@@ -69,7 +69,9 @@ namespace {
 class PromiseWorker : public Napi::AsyncWorker {
  public:
   PromiseWorker(Napi::Env env, std::function<void()> work, std::function<Napi::Value(Napi::Env)> finish)
-      : Napi::AsyncWorker(env, "q4run"), deferred_(Napi::Promise::Deferred::New(env)), work_(std::move(work)),
+      : Napi::AsyncWorker(env, "q4run"),
+        deferred_(Napi::Promise::Deferred::New(env)),
+        work_(std::move(work)),
         finish_(std::move(finish)) {}
   Napi::Promise promise() const { return deferred_.Promise(); }
 

@@ -21,11 +21,26 @@ struct HandleBox {
 
 template <typename T>
 struct HandleKind;
-template <> struct HandleKind<Device> { static constexpr const char* name = "engine"; };
-template <> struct HandleKind<Store> { static constexpr const char* name = "store"; };
-template <> struct HandleKind<Allocation> { static constexpr const char* name = "arena"; };
-template <> struct HandleKind<Program> { static constexpr const char* name = "executable"; };
-template <> struct HandleKind<CancelFlag> { static constexpr const char* name = "cancel flag"; };
+template <>
+struct HandleKind<Device> {
+  static constexpr const char* name = "engine";
+};
+template <>
+struct HandleKind<Store> {
+  static constexpr const char* name = "store";
+};
+template <>
+struct HandleKind<Allocation> {
+  static constexpr const char* name = "arena";
+};
+template <>
+struct HandleKind<Program> {
+  static constexpr const char* name = "executable";
+};
+template <>
+struct HandleKind<CancelFlag> {
+  static constexpr const char* name = "cancel flag";
+};
 
 template <typename T>
 Napi::Value make_handle(Napi::Env env, std::shared_ptr<T> object) {
