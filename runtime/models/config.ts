@@ -194,7 +194,8 @@ function readTokenIds(reader: Reader, key: string, vocabulary: number): number[]
 }
 
 function checkShapes(reader: Reader, config: Qwen3Config): void {
-  const refuse = (entry: string, message: string): void => reader.problem('Q4271', message, { entry });
+  const refuse = (entry: string, message: string, expected: string): void =>
+    reader.problem('Q4271', message, { entry, expected });
   const {
     hiddenSize,
     intermediateSize,
@@ -206,8 +207,9 @@ function checkShapes(reader: Reader, config: Qwen3Config): void {
     refuse(
       'num_key_value_heads',
       `num_attention_heads (${heads}) is not a multiple of num_key_value_heads (${kvHeads})`,
+      'each kv head serves the same number of heads',
     );
-  if (headDim % 2 > 0) refuse('head_dim', `head_dim (${headDim}) is odd: RoPE turns pairs`);
+  if (headDim % 2 > 0) refuse('head_dim', `head_dim (${headDim}) is odd: RoPE turns pairs`, 'an even number');
   const widths: [string, string, number][] = [
     ['hidden_size', 'hidden_size', hiddenSize],
     ['intermediate_size', 'intermediate_size', intermediateSize],
@@ -215,7 +217,11 @@ function checkShapes(reader: Reader, config: Qwen3Config): void {
   ];
   for (const [entry, name, width] of widths)
     if (width % BLOCK > 0)
-      refuse(entry, `${name} (${width}) is not a multiple of ${BLOCK}, the width of an NVFP4 block`);
+      refuse(
+        entry,
+        `${name} (${width}) is not a multiple of ${BLOCK}, the width of an NVFP4 block`,
+        `a multiple of ${BLOCK}`,
+      );
 }
 
 /**
@@ -226,7 +232,10 @@ function checkShapes(reader: Reader, config: Qwen3Config): void {
  */
 export function parseQwen3Config(json: unknown, file?: string): Qwen3Config {
   if (!isObject(json))
-    throw new Q4Error('Q4271', 'config.json is not an object', file === undefined ? {} : { file });
+    throw new Q4Error('Q4271', 'config.json is not an object', {
+      ...(file !== undefined && { file }),
+      expected: "the model's Hugging Face config.json",
+    });
   const reader = new Reader(json, file);
   refuseUnsupported(reader);
   const hiddenSize = reader.size('hidden_size');

@@ -87,15 +87,16 @@ export function checkStages(root: ConfigNode, data: Plain, late: readonly LateRe
   errors.push(...checkCircles(root, stages, ids));
   const known = stageNames();
   for (const stage of stages) {
-    // A mistake in `needs` is told once, not again as a missing input.
+    // A mistake in `needs` or `uses` is told once, not again as a missing input.
     const related = [stage.id, ...transitiveNeeds(stages, stage.id)];
     const sound = related.every(
       (id) =>
         stages.filter((other) => other.id === id).length === 1 &&
+        known.includes(firstWithId.get(id)!.uses) &&
         firstWithId.get(id)!.needs.every((need) => ids.includes(need)) &&
         !reachesItself(stages, id),
     );
-    if (sound && known.includes(stage.uses)) errors.push(...checkTakes(root, stage, stages));
+    if (sound) errors.push(...checkTakes(root, stage, stages));
   }
   for (const reference of late) errors.push(...checkLate(reference, stages));
   return errors;

@@ -153,7 +153,8 @@ class TreeReader {
     if (this.nodes > MAX_NODES) {
       if (!this.exploded) {
         this.exploded = true;
-        this.fail('Q4109', `the aliases of this file expand to more than ${MAX_NODES} values`, origin);
+        const hint = 'use fewer aliases of aliases';
+        this.fail('Q4109', `the aliases of this file expand to more than ${MAX_NODES} values`, origin, hint);
       }
       return this.scalar(null, origin);
     }
@@ -164,11 +165,13 @@ class TreeReader {
       target = undefined;
     }
     if (target === undefined) {
-      this.fail('Q4109', `the alias *${alias.source} has no anchor &${alias.source} before it`, origin);
+      const hint = `put &${alias.source} before the value that it means, further up in this file`;
+      this.fail('Q4109', `the alias *${alias.source} has no anchor &${alias.source} before it`, origin, hint);
       return this.scalar(null, origin);
     }
     if (inside.includes(target)) {
-      this.fail('Q4109', `the alias *${alias.source} stands inside the value it refers to`, origin);
+      const hint = 'write the value out, or put the anchor on a smaller one';
+      this.fail('Q4109', `the alias *${alias.source} stands inside the value it refers to`, origin, hint);
       return this.scalar(null, origin);
     }
     return this.read(target, inside, origin);

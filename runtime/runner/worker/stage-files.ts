@@ -38,25 +38,60 @@ export const unwritable = (file: string, cause: unknown): Q4Error => {
   return new Q4Error(full ? 'Q4412' : 'Q4413', `cannot write ${file}: ${reason(cause)}`, { file, cause });
 };
 
-async function* lines(path: string): AsyncIterable<string> {
-  const decoder = new TextDecoder('utf-8', { fatal: true });
-  let rest = '';
-  let number = 0;
+const LINE_FEED = 10;
+const UTF8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
+
+/** Whole lines as bytes, which may hold several: text is cut at line feeds only, never within a character. */
+async function* blocks(path: string): AsyncIterable<Buffer> {
+  let rest: Buffer[] = [];
   try {
-    for await (const chunk of createReadStream(path, { highWaterMark: 1 << 18 })) {
-      const parts = (rest + decoder.decode(chunk as Buffer, { stream: true })).split('\n');
-      rest = parts.pop()!;
-      for (const line of parts) {
-        number += 1;
-        yield line.endsWith('\r') ? line.slice(0, -1) : line;
-      }
+    for await (const piece of createReadStream(path, { highWaterMark: 1 << 18 })) {
+      const chunk = piece as Buffer;
+      const end = chunk.lastIndexOf(LINE_FEED);
+      if (end >= 0) yield Buffer.concat([...rest, chunk.subarray(0, end)]);
+      if (end >= 0) rest = [];
+      rest.push(chunk.subarray(end + 1));
     }
-    rest += decoder.decode();
   } catch (cause) {
-    if (!(cause instanceof TypeError)) throw unreadable(path, cause);
-    throw new Q4Error('Q4411', `${path} is not UTF-8 text`, { file: path, line: number + 1, cause });
+    throw unreadable(path, cause);
   }
-  if (rest !== '') yield rest.endsWith('\r') ? rest.slice(0, -1) : rest;
+  const last = Buffer.concat(rest);
+  if (last.length > 0) yield last;
+}
+
+async function* lines(path: string): AsyncIterable<string> {
+  let number = 0;
+  for await (const block of blocks(path)) {
+    let text: string;
+    try {
+      text = UTF8.decode(block);
+    } catch (cause) {
+      const line = number + firstUndecodable(block);
+      const hint = 'save the file as UTF-8';
+      throw new Q4Error('Q4411', `${path} is not UTF-8 text`, { file: path, line, hint, cause });
+    }
+    for (const line of text.split('\n')) {
+      number += 1;
+      const whole = number === 1 && line.startsWith('\uFEFF') ? line.slice(1) : line;
+      yield whole.endsWith('\r') ? whole.slice(0, -1) : whole;
+    }
+  }
+}
+
+/** 1-based, within the block. */
+function firstUndecodable(block: Buffer): number {
+  let line = 1;
+  for (let at = 0; at <= block.length; line++) {
+    const feed = block.indexOf(LINE_FEED, at);
+    const end = feed < 0 ? block.length : feed;
+    try {
+      UTF8.decode(block.subarray(at, end));
+    } catch {
+      return line;
+    }
+    at = end + 1;
+  }
+  return line;
 }
 
 export const stageFiles: StageFiles = {
@@ -78,7 +113,11 @@ export const stageFiles: StageFiles = {
       return new TextDecoder('utf-8', { fatal: true }).decode(bytes);
     } catch (cause) {
       if (cause instanceof TypeError)
-        throw new Q4Error('Q4411', `${path} is not UTF-8 text`, { file: path, cause });
+        throw new Q4Error('Q4411', `${path} is not UTF-8 text`, {
+          file: path,
+          hint: 'save the file as UTF-8',
+          cause,
+        });
       throw unreadable(path, cause);
     }
   },
