@@ -145,6 +145,7 @@ __global__ void __launch_bounds__(kThreads, kMoreThanEight ? 1 : 2)
   __shared__ uint64_t full[kMaxStages], empty[kMaxStages];
   __shared__ float partial[kWarps], scales_of_rows[kDecodeRows];
   __shared__ bool writer;
+  uint32_t order = 0;  // of this block among those that have read x and branch
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4;
   const uint32_t ring = shared_address(memory), x_base = ring + layout.stages * layout.stage_bytes;
   float* const sums = reinterpret_cast<float*>(memory + layout.stages * layout.stage_bytes + layout.x_bytes);
@@ -153,7 +154,6 @@ __global__ void __launch_bounds__(kThreads, kMoreThanEight ? 1 : 2)
             mine = (items - block + blocks - 1) / blocks;
   if (threadIdx.x == 0) {
     for (int s = 0; s < layout.stages; ++s) barrier_init(&full[s], 1), barrier_init(&empty[s], layout.team);
-    writer = false;
     asm volatile("fence.mbarrier_init.release.cluster;");
     asm volatile("fence.proxy.async;" ::: "memory");
   }
@@ -226,11 +226,8 @@ __global__ void __launch_bounds__(kThreads, kMoreThanEight ? 1 : 2)
     squares = warp_sum(squares);
     if (lane == 0) partial[warp] = squares;
     consumers_sync();
-    // Everything of x and branch that this block needs is read.
-    if (threadIdx.x == 0 && call.ticket) {
-      __threadfence();
-      writer = atomicAdd(call.ticket, 1u) == gridDim.x - 1;
-    }
+    // Everything of x and branch that this block needs is read. The answer is not waited for before the end.
+    if (threadIdx.x == 0 && call.ticket) order = atomicAdd(call.ticket, 1u);
     if (row < call.rows) {
       float total = 0;
       for (int w = 0; w < sharing; ++w) total += partial[row * sharing + w];
@@ -259,6 +256,7 @@ __global__ void __launch_bounds__(kThreads, kMoreThanEight ? 1 : 2)
                  s_lane = layout.scale_offset + g * (call.width / kBlock) + c * 2;
   const uint32_t w_half = 8 * layout.row_pitch, s_half = 8 * (call.width / kBlock);  // from row g to row g + 8
   const int row_floats = kGroup * call.rows;
+  const bool partial_unit = call.width % kUnit != 0;
   const int team = layout.team, teams = kWarps / team, my_team = warp / team, rank = warp % team;
   const int team_thread = rank * 32 + lane, team_threads = team * 32;
   // A team's item t is the block's item t · teams + team.
@@ -279,7 +277,7 @@ __global__ void __launch_bounds__(kThreads, kMoreThanEight ? 1 : 2)
       uint4 codes[2] = {shared_load(code_place), shared_load(code_place + w_half)};
       uint32_t scale_bytes[2] = {shared_load_u16(scale_place), shared_load_u16(scale_place + s_half)};
       // Past the row's end lies another row, or nothing: it must not even be multiplied by zero.
-      if (unit * kUnit + c * 32 >= call.width)
+      if (partial_unit && unit * kUnit + c * 32 >= call.width)
         codes[0] = codes[1] = make_uint4(0, 0, 0, 0), scale_bytes[0] = scale_bytes[1] = 0;
       uint32_t both[2];
 #pragma unroll
@@ -355,6 +353,9 @@ __global__ void __launch_bounds__(kThreads, kMoreThanEight ? 1 : 2)
     for (int i = static_cast<int>(blockIdx.x) * kWarps * 32 + static_cast<int>(threadIdx.x); i < copy.count;
          i += static_cast<int>(gridDim.x) * kWarps * 32)
       copy.to[i] = copy.from[i];
+  if (!call.ticket) return;
+  if (threadIdx.x == 0) writer = order == gridDim.x - 1;
+  consumers_sync();
   if (!writer) return;
   // The last block to have read x and branch leaves the norm's results; its own copy of them is still in shared memory.
   __threadfence();

@@ -299,6 +299,33 @@ void bench_decode(Harness& h) {
     const double bytes = 3633315840.0 * 0.5625 + 388956160.0 * 0.5625;
     std::printf("decode batch %2lld: %.3f ms a step, %.0f tok/s, %.2f of the copy in bytes needed, %.2f x batch 1\n",
                 static_cast<long long>(batch), time * 1e3, batch / time, bytes / time / copy_bytes_per_s, time / first);
+    // Halves of all layers, each recorded as a program of its own.
+    const auto halves = [&](const char* name, uint64_t id, const std::function<void(const Layer&)>& half) {
+      const double t = seconds(
+          h,
+          [&] {
+            if (g.begin_run(id, false))
+              for (const Layer& l : layers) half(l);
+            g.end_run(id);
+          },
+          10, 3);
+      std::printf("%-44s %9.2f us a layer\n", name, t / kLayers * 1e6);
+    };
+    halves("  norm, q, k, v, attention", program + 100, [&](const Layer& l) {
+      g.add_rms_norm(x, branch, weight, 1e-6f, x, y, rstd);
+      g.linear(y, l.q, q), g.head_norm_rope(q, weight, past, kDim, 1e-6f, 5e6, qr, q_rstd);
+      g.linear(y, l.k, k), g.head_norm_rope(k, weight, past, kDim, 1e-6f, 5e6, kr, k_rstd);
+      g.linear(y, l.v, v);
+      g.kv_append(kr, v, past, batch, l.k_cache, l.v_cache);
+      g.attention(qr, l.k_cache, l.v_cache, none, past, shape, out, lse, none);
+    });
+    halves("  o", program + 200, [&](const Layer& l) { g.linear(out, l.o, branch); });
+    halves("  norm, gate, up, swiglu, down", program + 300, [&](const Layer& l) {
+      g.add_rms_norm(x, branch, weight, 1e-6f, x, y, rstd);
+      g.linear(y, l.gate, gate), g.linear(y, l.up, up), g.swiglu(gate, up, inner);
+      g.linear(inner, l.down, branch);
+    });
+    halves("  down", program + 400, [&](const Layer& l) { g.linear(inner, l.down, branch); });
     // One op at a time, for the larger parts.
     if (batch == 4) continue;
     const auto weights = [&](const char* name, Tensor Layer::*which, const Tensor& in, const Tensor& to) {
