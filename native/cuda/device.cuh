@@ -93,8 +93,10 @@ __device__ inline void store(T* p, const Pack<W>& x) {
   if constexpr (W == 1) {
     *p = from_f32<T>(x.v[0]);
   } else if constexpr (W == 2) {
-    if constexpr (std::is_same_v<T, float>) *reinterpret_cast<float2*>(p) = make_float2(x.v[0], x.v[1]);
-    else *reinterpret_cast<uint32_t*>(p) = pack_bf16(x.v[0], x.v[1]);
+    if constexpr (std::is_same_v<T, float>)
+      *reinterpret_cast<float2*>(p) = make_float2(x.v[0], x.v[1]);
+    else
+      *reinterpret_cast<uint32_t*>(p) = pack_bf16(x.v[0], x.v[1]);
   } else if constexpr (std::is_same_v<T, float>) {
     reinterpret_cast<float4*>(p)[0] = make_float4(x.v[0], x.v[1], x.v[2], x.v[3]);
     reinterpret_cast<float4*>(p)[1] = make_float4(x.v[4], x.v[5], x.v[6], x.v[7]);

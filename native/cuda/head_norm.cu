@@ -155,8 +155,10 @@ __global__ void __launch_bounds__(kWarps * 32)
 // Two neighbouring elements at a time where halves of heads allow it.
 template <typename Body>
 void by_pairs(bool even, Body&& body) {
-  if (even) body(std::integral_constant<int, 2>{});
-  else body(std::integral_constant<int, 1>{});
+  if (even)
+    body(std::integral_constant<int, 2>{});
+  else
+    body(std::integral_constant<int, 1>{});
 }
 
 }  // namespace
@@ -171,8 +173,8 @@ void CudaBackend::head_norm_rope(const Tensor& x, const Tensor& weight, const Te
     using T = decltype(act);
     by_pairs(head_dim % 4 == 0, [&](auto w) {
       launch({blocks_for(items, kWarps), kWarps * 32, stream(), 0, overlap()}, head_norm_rope_kernel<T, w>, x.as<T>(),
-           weight.f32(), positions.i32(), frequencies(head_dim, theta), eps, y.as<T>(), rstd.f32(), rows,
-           static_cast<int>(heads), static_cast<int>(head_dim), per_warp);
+             weight.f32(), positions.i32(), frequencies(head_dim, theta), eps, y.as<T>(), rstd.f32(), rows,
+             static_cast<int>(heads), static_cast<int>(head_dim), per_warp);
     });
   });
 }
@@ -187,8 +189,8 @@ void CudaBackend::head_norm_rope_backward(const Tensor& dy, const Tensor& x, con
     using T = decltype(act);
     by_pairs(head_dim % 4 == 0, [&](auto w) {
       launch({static_cast<unsigned>(blocks), kWarps * 32, stream(), 0, overlap()}, head_norm_rope_backward_kernel<T, w>,
-           dy.as<T>(), x.as<T>(), weight.f32(), rstd.f32(), positions.i32(), frequencies(head_dim, theta), dx.as<T>(),
-           dweight ? partials() : nullptr, rows, static_cast<int>(heads), static_cast<int>(head_dim));
+             dy.as<T>(), x.as<T>(), weight.f32(), rstd.f32(), positions.i32(), frequencies(head_dim, theta), dx.as<T>(),
+             dweight ? partials() : nullptr, rows, static_cast<int>(heads), static_cast<int>(head_dim));
     });
   });
   if (dweight) column_sum(partials(), blocks, head_dim, accumulate, dweight.f32(), stream(), overlap());

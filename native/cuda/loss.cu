@@ -15,7 +15,8 @@ constexpr int kThreads = 512;
 // fp32 row, and a thread block writes only over what it has read.
 template <typename T, bool kGradient, int W>
 __global__ void __launch_bounds__(kThreads)
-    cross_entropy_kernel(float* logits, const int32_t* labels, const float* scale, float* row_loss, int64_t vocabulary) {
+    cross_entropy_kernel(float* logits, const int32_t* labels, const float* scale, float* row_loss,
+                         int64_t vocabulary) {
   begin();
   __shared__ float shared_max[32], shared_sum[32];
   float* row = logits + int64_t{blockIdx.x} * vocabulary;
