@@ -439,6 +439,11 @@ export const ERROR_CODES = {
     'no usable CUDA device',
     'runtime.device asks for CUDA, but the build has none or the machine offers no usable GPU. q4run never falls back to the CPU silently: set runtime.device: cpu or auto, or install the driver. `q4run doctor` says what is missing.',
   ),
+  Q4403: entry(
+    4,
+    'cuBLASLt is missing',
+    'The CUDA backend multiplies with cuBLASLt, which comes with the CUDA 13 toolkit (libcublasLt.so.13). It was found neither on the library path nor in /usr/local/cuda. Install the libcublas package of the toolkit, put its directory on LD_LIBRARY_PATH, or set runtime.device: cpu.',
+  ),
   Q4404: entry(
     4,
     'native addon does not load',
