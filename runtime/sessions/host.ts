@@ -3,7 +3,12 @@
  * once. Programs of a host never run at the same time.
  */
 import type { Arena, Engine, Executable, Store } from '../engine/types.js';
+import { Q4Error } from '../errors.js';
 import type { Lowered } from '../graph/lower.js';
+import type { Purpose, StoreTensor } from '../graph/types.js';
+
+/** What no two sessions on one store can share. */
+const OWN: readonly Purpose[] = ['io', 'cache', 'taps'];
 
 export class ProgramHost {
   #arena: Arena | null = null;
@@ -28,8 +33,12 @@ export class ProgramHost {
     const known = this.#loaded.get(key);
     if (known) return { run: known, lowered };
     this.#grow(lowered.program.arenaBytes);
-    for (const { name, dtype, shape } of lowered.tensors) {
-      if (this.store.has(name)) continue;
+    for (const tensor of lowered.tensors) {
+      const { name, dtype, shape } = tensor;
+      if (this.store.has(name)) {
+        this.#checkShared(tensor);
+        continue;
+      }
       this.store.allocate(name, dtype, shape);
       this.#made.add(name);
     }
@@ -46,6 +55,12 @@ export class ProgramHost {
     this.#lowered.clear();
     for (const name of this.#made) if (this.store.has(name)) this.store.free(name);
     this.#made.clear();
+  }
+
+  /** Weights and masters belong to the model; a cache or an input of another host that is still open does not. */
+  #checkShared({ name, purpose }: StoreTensor): void {
+    if (this.#made.has(name) || !OWN.includes(purpose)) return;
+    throw new Q4Error('Q4900', `another session of this model uses ${name}: dispose it first`);
   }
 
   #unload(): void {
