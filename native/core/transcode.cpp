@@ -1,9 +1,12 @@
 #include "core/transcode.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <mutex>
+#include <system_error>
+#include <thread>
 
 #include "core/file_convert.h"
 #include "core/file_source.h"
@@ -25,8 +28,10 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
-constexpr int64_t kSpan = 128 << 10;  // elements that a thread takes at a time; what it reads stays in its cache
-constexpr int64_t kFlushBytes = 64 << 20;
+constexpr int64_t kSpan = 256 << 10;  // elements that a thread takes at a time; what it reads stays in its cache
+constexpr int64_t kSumSpan = 128 << 10;  // elements whose statistics are summed alone: their last bits depend on it
+constexpr int64_t kSums = kSpan / kSumSpan;
+constexpr int64_t kFlushBytes = 64 << 20;  // of sources, between two early flushes of the output
 
 int64_t elements_of(const std::vector<int64_t>& shape) {
   int64_t n = 1;
@@ -62,6 +67,10 @@ class Transcoder {
     for (const TranscodeAction& action : job.actions) check(action, writer.layout());
   }
 
+  ~Transcoder() { end_flush(); }
+  Transcoder(const Transcoder&) = delete;
+  Transcoder& operator=(const Transcoder&) = delete;
+
   TranscodeReport run() {
     const auto begin = Clock::now();
     for (size_t i = 0; i < job_.actions.size();) {
@@ -73,8 +82,9 @@ class Transcoder {
         copy(job_.actions[i]);
       }
       i = end;
-      if (done_ - flushed_ > kFlushBytes) writer_.flush_early(), flushed_ = done_;
+      if (done_ - flushed_ > kFlushBytes) flush_aside(), flushed_ = done_;
     }
+    end_flush();
     for (const auto& source : sources_) source->check_unchanged();
     writer_.flush_early();
     report_.source_bytes = total_;
@@ -84,6 +94,24 @@ class Transcoder {
   }
 
  private:
+  // Handing pages to the disk takes milliseconds, in which the next tensors are worked on. One flush at a time: what a
+  // slow disk has not taken yet is left to the next one.
+  void flush_aside() {
+    if (flushing_.exchange(true)) return;
+    end_flush();
+    try {
+      flusher_ = std::thread([this] {
+        writer_.flush_early();
+        flushing_ = false;
+      });
+    } catch (const std::system_error&) {
+      flushing_ = false;  // no thread to be had: commit() writes everything
+    }
+  }
+  void end_flush() {
+    if (flusher_.joinable()) flusher_.join();
+  }
+
   static bool same_group(const TranscodeAction& a, const TranscodeAction& b) {
     return b.kind == TranscodeAction::Kind::quantise && a.group == b.group;
   }
@@ -290,7 +318,7 @@ class Transcoder {
     const float amax = group_amax(spans);
     const float ratio = amax / (scale_ceiling(leader.search) * kE2m1Max);
     const float global = two_level && ratio != 0 ? ratio : 1.0f;
-    std::vector<QuantiseSums> sums(spans.size());
+    std::vector<std::array<QuantiseSums, kSums>> sums(spans.size());
     each(spans, [&](size_t i, Buffers& buffers) {
       const Span& span = spans[i];
       const TranscodeAction& action = *span.action;
@@ -298,8 +326,11 @@ class Transcoder {
       const int64_t blocks = span.n / kBlock;
       auto* codes = static_cast<uint8_t*>(Buffers::at_least(buffers.out, blocks * (kBlock / 2 + 1)));
       uint8_t* scales = codes + blocks * (kBlock / 2);
-      kernels_.quantise(dtype_of(values_type(action.source)), data, blocks, global, action.search, codes, scales,
-                        sums[i]);
+      const FileType type = values_type(action.source);
+      for (int64_t first = 0; first < span.n; first += kSumSpan)
+        kernels_.quantise(dtype_of(type), static_cast<const uint8_t*>(data) + first * file_type_bytes(type),
+                          std::min(kSumSpan, span.n - first) / kBlock, global, action.search, codes + first / 2,
+                          scales + first / kBlock, sums[i][static_cast<size_t>(first / kSumSpan)]);
       writer_.write_piece(action.entry, span.first / 2, codes, span.n / 2);
       writer_.write_piece(action.scale_entry, span.first / kBlock, scales, blocks);
       done_ += source_bytes(action.source, span.n);
@@ -311,9 +342,11 @@ class Transcoder {
       report.amax = amax, report.global_scale = global;
       for (size_t s = 0; s < spans.size(); ++s) {
         if (spans[s].action != &action) continue;
-        report.sums.signal += sums[s].signal, report.sums.noise += sums[s].noise;
-        report.sums.zero_codes += sums[s].zero_codes, report.sums.saturated += sums[s].saturated;
-        report.sums.floor_blocks += sums[s].floor_blocks;
+        for (const QuantiseSums& part : sums[s]) {
+          report.sums.signal += part.signal, report.sums.noise += part.noise;
+          report.sums.zero_codes += part.zero_codes, report.sums.saturated += part.saturated;
+          report.sums.floor_blocks += part.floor_blocks;
+        }
       }
       report_.quantised.push_back(report);
       writer_.end_entry(action.entry);
@@ -332,6 +365,8 @@ class Transcoder {
   const int threads_;
   std::vector<std::unique_ptr<FileSource>> sources_;
   std::atomic<int64_t> done_{0};
+  std::atomic<bool> flushing_{false};
+  std::thread flusher_;
   int64_t total_ = 0, flushed_ = 0;
   TranscodeReport report_;
 };

@@ -142,6 +142,7 @@ struct Portable {
     std::memcpy(&packed, bytes, 8);
     return packed;
   }
+  static I max_int(I a, I b) { return select_int(a > b, a, b); }
   static int32_t largest_int(I x) {
     int32_t largest = x[0];
     for (int i = 1; i < width; ++i) largest = x[i] > largest ? x[i] : largest;
