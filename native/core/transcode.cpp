@@ -28,7 +28,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
-constexpr int64_t kSpan = 256 << 10;  // elements that a thread takes at a time; what it reads stays in its cache
+constexpr int64_t kSpan = 256 << 10;     // elements that a thread takes at a time; what it reads stays in its cache
 constexpr int64_t kSumSpan = 128 << 10;  // elements whose statistics are summed alone: their last bits depend on it
 constexpr int64_t kSums = kSpan / kSumSpan;
 constexpr int64_t kFlushBytes = 64 << 20;  // of sources, between two early flushes of the output
