@@ -46,6 +46,8 @@ CudaBackend::CudaBackend(int index) : index_(index) {
   name_ = properties.name;
   processors_ = properties.multiProcessorCount;
   capability_ = properties.major * 10 + properties.minor;
+  machine_ = {processors_, static_cast<int>(properties.sharedMemPerBlockOptin)};
+  chain_ = std::make_unique<DecodeChain>();
   target_ = target_for(capability_);
   Q4_CHECK(cudaStreamCreateWithFlags(stream_.out(), cudaStreamNonBlocking));
   Q4_CHECK(cudaEventCreate(epoch_.out()));

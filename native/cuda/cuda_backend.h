@@ -8,6 +8,7 @@
 
 #include "core/backend.h"
 #include "cuda/cublas_lt.h"
+#include "cuda/decode_chain.h"
 #include "cuda/handles.h"
 
 namespace q4::gpu {
@@ -110,7 +111,7 @@ class CudaBackend final : public Backend {
   // y[N,O] (ld `ldy`) = x·Wᵀ for rows [first, first + count) of W, column offset `first` in y.
   void linear_product(const void* x, int64_t n, int64_t ldx, DType act, const Tensor& weight, int64_t first,
                       int64_t count, void* y, DType y_dtype, int64_t ldy);
-  // One token a sequence, or a handful: decode_product.cu, linear_decode.cu. False when the shape is not one they take.
+  // One token a sequence, or a handful: decode_chain.cu, linear_decode.cu. False when the shape is not one they take.
   bool linear_streamed(const Tensor& x, const Tensor& weight, const Tensor& y);
   bool linear_few_rows(const Tensor& x, const Tensor& weight, const Tensor& y);
   // ---- fusing the ops of a decode step: decode_fusion.cpp ----
@@ -128,16 +129,33 @@ class CudaBackend final : public Backend {
   bool continues(const Deferred& op) const;
   void run_deferred();
   void run_attention_half(const std::vector<Deferred>& ops);
-  void run_mlp_half(const std::vector<Deferred>& ops);
-  // False when the two cannot be one kernel.
+  // False when the ops would write over what others of them still read.
+  bool run_mlp_half(const std::vector<Deferred>& ops);
   bool run_norm_and_linear(const std::vector<Deferred>& ops);
+  DecodePhase& add_phase(PhaseKind kind, int64_t rows);
+  DecodePhase& add_norm_and_product(const Deferred& norm, std::initializer_list<Tensor> later);
+  DecodeProduct& add_product(const bf16* x, const Tensor& weight, const Tensor& y);
+  void join_open();
+  void launch_chain();
+  void run_chain();
   // The stream, with nothing put off.
   cudaStream_t stream() {
     if (!deferred_.empty()) run_deferred();
+    if (chain_->phases > 0) run_chain();
     return stream_.get();
+  }
+  void discard_put_off() {
+    deferred_.clear();
+    chain_->phases = 0, open_ = Tensor{};
   }
   std::vector<Deferred> deferred_;
   bool undeferring_ = false;
+  std::unique_ptr<DecodeChain> chain_;  // phases that are not launched yet
+  Tensor open_;                         // the result of the last product, still in parts
+  int64_t open_width_ = 0;              // of that product
+  // Places in the weight buffer, after what a half keeps between its phases.
+  static constexpr int64_t kPartsAt = int64_t{32} << 20, kAttentionPartsAt = int64_t{48} << 20;
+  float* parts() const { return reinterpret_cast<float*>(static_cast<char*>(weight_buffer()) + kPartsAt); }
 
   float* partials() const {
     return reinterpret_cast<float*>(workspace_bytes_ + Workspace::kProductBytes + Workspace::kWeightBytes);
@@ -156,6 +174,7 @@ class CudaBackend final : public Backend {
 
   const int index_;
   int processors_ = 0, capability_ = 0;  // multiprocessors; 90 for 9.0
+  DecodeMachine machine_{};
   std::string name_, target_;
   Stream stream_;
   DeviceMemory workspace_;

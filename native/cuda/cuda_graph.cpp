@@ -9,7 +9,7 @@ namespace q4::gpu {
 
 bool CudaBackend::begin_run(uint64_t program, bool profiled) {
   use_device();
-  deferred_.clear();
+  discard_put_off();
   mode_ = Mode::plain;
   if (profiled) return true;
   Recording& recording = recordings_[program];
@@ -25,7 +25,7 @@ bool CudaBackend::begin_run(uint64_t program, bool profiled) {
 }
 
 void CudaBackend::end_run(uint64_t program) {
-  if (std::current_exception()) deferred_.clear();
+  if (std::current_exception()) discard_put_off();
   const cudaStream_t stream = this->stream();
   const Mode mode = std::exchange(mode_, Mode::plain);
   Recording& recording = recordings_[program];

@@ -85,9 +85,10 @@ void run_layer(Harness& h, const Layer& l, int64_t dim, bool apart, int64_t batc
     const std::vector<float> one = h.read(states[0].kept[i]), other = h.read(states[1].kept[i]);
     double error = 0, norm = 0;
     for (size_t j = 0; j < one.size(); ++j) error += (one[j] - other[j]) * (one[j] - other[j]), norm += one[j] * one[j];
-    // Products are summed in another order: some results fall on the next bf16 number.
+    // Products are summed in another order and attention's weights are rounded to bf16: some results fall on the next bf16
+    // number, and are then read by later ops of the layer.
     const double relative = std::sqrt(error / std::max(norm, 1e-30));
-    h.verdict(name + " " + states[0].names[i], relative <= 4e-3, relative, 4e-3);
+    h.verdict(name + " " + states[0].names[i], relative <= 6e-3, relative, 6e-3);
   }
 }
 
