@@ -76,6 +76,11 @@ void CpuBackend::download(void* host, const void* device, int64_t bytes) {
   if (bytes > 0) std::memcpy(host, device, static_cast<size_t>(bytes));
 }
 
+void CpuBackend::start_download(int slot, const void* device, int64_t bytes) {
+  const auto* from = static_cast<const uint8_t*>(device);
+  readback_[slot].assign(from, from + bytes);
+}
+
 void* CpuBackend::staging(int, int64_t) {
   throw Error("Q4900", "staging buffers were asked of a device whose memory the host can reach");
 }

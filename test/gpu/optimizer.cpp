@@ -140,6 +140,7 @@ void test_sampling(Harness& h) {
 // Recording and replaying, cancelling while recording, memory refused with a code, sessions opened and closed.
 void test_machinery(Harness& h) {
   const Both a = h.normals(DType::f32, {100}), b = h.normals(DType::f32, {100});
+  const Both counter = h.integers({3}, [](int64_t) { return 0; });
   for (int run = 0; run < 5; ++run) {
     if (h.gpu->begin_run(901, false)) {
       h.gpu->add(a.gpu, b.gpu, a.gpu);
@@ -184,6 +185,17 @@ void test_machinery(Harness& h) {
   h.gpu->upload_staged(a.gpu.data, 1, 400);
   h.gpu->synchronize();
   h.close("staging", {b.cpu, a.gpu}, 0);
+
+  // What later work writes does not reach a result that is on its way already.
+  for (int step = 0; step < 6; ++step) {
+    h.gpu->increment(1, 1000, counter.gpu);
+    h.gpu->start_download(step % 2, counter.gpu.data, 12);
+    if (step == 0) continue;
+    int32_t got[3];
+    std::memcpy(got, h.gpu->finish_download((step - 1) % 2), 12);
+    h.verdict("a result read while the next step runs", got[0] == step && got[1] == step && got[2] == step, got[0],
+              step);
+  }
 
   const int64_t before = h.gpu->info().free_bytes;
   for (int i = 0; i < h.sessions; ++i) make_cuda_backend({})->allocate(1 << 20);
