@@ -85,7 +85,7 @@ void* CpuBackend::staging(int, int64_t) {
   throw Error("Q4900", "staging buffers were asked of a device whose memory the host can reach");
 }
 
-void CpuBackend::upload_staged(void*, int, int64_t) {
+void CpuBackend::upload_staged(void*, int, int64_t, int64_t) {
   throw Error("Q4900", "a staged upload was asked of a device whose memory the host can reach");
 }
 

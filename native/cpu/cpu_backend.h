@@ -21,7 +21,7 @@ class CpuBackend : public Backend {
   void download(void* host, const void* device, int64_t bytes) override;
   bool host_accessible() const override { return true; }
   void* staging(int slot, int64_t bytes) override;
-  void upload_staged(void* device, int slot, int64_t bytes) override;
+  void upload_staged(void* device, int slot, int64_t offset, int64_t bytes) override;
   void start_download(int slot, const void* device, int64_t bytes) override;
   const void* finish_download(int slot) override { return readback_[slot].data(); }
   bool runs_ahead() const override { return false; }

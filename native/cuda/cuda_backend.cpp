@@ -140,12 +140,11 @@ void* CudaBackend::staging(int slot, int64_t bytes) {
   return staging_[slot].memory.get();
 }
 
-void CudaBackend::upload_staged(void* device, int slot, int64_t bytes) {
+void CudaBackend::upload_staged(void* device, int slot, int64_t offset, int64_t bytes) {
   use_device();
   Pinned& buffer = staging_[slot];
-  if (bytes > 0)
-    Q4_CHECK(
-        cudaMemcpyAsync(device, buffer.memory.get(), static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream()));
+  const char* from = static_cast<const char*>(buffer.memory.get()) + offset;
+  if (bytes > 0) Q4_CHECK(cudaMemcpyAsync(device, from, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream()));
   Q4_CHECK(cudaEventRecord(buffer.copied.get(), stream()));
 }
 

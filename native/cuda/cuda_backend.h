@@ -33,7 +33,7 @@ class CudaBackend final : public Backend {
   void download(void* host, const void* device, int64_t bytes) override;
   bool host_accessible() const override { return false; }
   void* staging(int slot, int64_t bytes) override;
-  void upload_staged(void* device, int slot, int64_t bytes) override;
+  void upload_staged(void* device, int slot, int64_t offset, int64_t bytes) override;
   void start_download(int slot, const void* device, int64_t bytes) override;
   const void* finish_download(int slot) override;
   bool runs_ahead() const override { return true; }

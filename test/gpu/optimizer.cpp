@@ -178,11 +178,12 @@ void test_machinery(Harness& h) {
   }
   h.verdict("32 TiB are refused with Q4401", code == "Q4401", 0, 0);
 
-  void* staged = h.gpu->staging(0, 400);
-  std::memcpy(staged, b.cpu.data, 400);
-  h.gpu->upload_staged(a.gpu.data, 0, 400);
-  std::memcpy(h.gpu->staging(1, 400), b.cpu.data, 400);
-  h.gpu->upload_staged(a.gpu.data, 1, 400);
+  // In two parts, from the middle of two buffers.
+  for (const int slot : {0, 1}) {
+    auto* staged = static_cast<char*>(h.gpu->staging(slot, 1000));
+    std::memcpy(staged + 256 * slot, b.cpu.f32() + 50 * slot, 200);
+    h.gpu->upload_staged(a.gpu.f32() + 50 * slot, slot, 256 * slot, 200);
+  }
   h.gpu->synchronize();
   h.close("staging", {b.cpu, a.gpu}, 0);
 
