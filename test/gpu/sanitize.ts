@@ -1,60 +1,52 @@
 /**
  * The op tests under compute-sanitizer: every suite of q4gpu_test under memcheck and under racecheck, in small sizes, each
- * in a process and with a time limit of its own. Fails on any report of the sanitizer, not only on wrong results.
+ * in a process and with a time limit of its own. Fails on any report (but see sanitizer-reports.ts), not only on wrong
+ * results.
  *
- *   npm run test:sanitize [-- [suite …] [--tool memcheck]… [--jobs N] [--timeout SECONDS]]
+ *   npm run test:sanitize [-- [suite …] [--tool memcheck]… [--jobs N] [--timeout SECONDS] [--verbose]]
  */
 import { spawn } from 'node:child_process';
 import { parseArgs } from 'node:util';
 
-import { opTestBinary, suitesOf } from './op-tests.js';
+import { opTestBinaryWithLines, suitesOf } from './op-tests.js';
+import { problemsIn, type Tool } from './sanitizer-reports.js';
 
-const TOOLS = ['memcheck', 'racecheck'] as const;
-/**
- * Kernels that racecheck looks at, by a part of their mangled names: ours. It takes the copies and barriers of cuBLASLt's
- * for races.
- */
-const OURS = 'kns=q43gpu';
-/** compute-sanitizer's own exit code for a report, apart from those of the tests. */
-const REPORTED = 99;
-/** The last line of memcheck, and that of racecheck, when there is nothing to report. */
-const CLEAN = /ERROR SUMMARY: 0 errors|RACECHECK SUMMARY: 0 hazards displayed \(0 errors, 0 warnings\)/;
+const TOOLS: readonly Tool[] = ['racecheck', 'memcheck'];
+/** Last lines of what a failed one printed. */
+const SHOWN = 40;
 
 interface Outcome {
-  readonly problem: string | null;
+  readonly problems: readonly string[];
   readonly output: string;
   readonly seconds: number;
 }
 
-function sanitized(tool: string, binary: string, suite: string, timeoutSeconds: number): Promise<Outcome> {
+function sanitized(tool: Tool, binary: string, suite: string, timeoutSeconds: number): Promise<Outcome> {
   return new Promise((resolve) => {
     const began = performance.now();
-    const options = ['--tool', tool, '--error-exitcode', String(REPORTED), '--print-limit', '20'];
-    if (tool === 'racecheck') options.push('--kernel-name', OURS);
+    const options = ['--tool', tool, '--print-limit', '100000'];
     const child = spawn('compute-sanitizer', [...options, binary, '--small', '--only', suite], {
       stdio: ['ignore', 'pipe', 'pipe'],
       // The sanitizer and the program that it runs end together.
       detached: true,
     });
-    let output = '';
+    const chunks: string[] = [];
     for (const stream of [child.stdout, child.stderr])
-      stream.setEncoding('utf8').on('data', (text: string) => (output += text));
+      stream.setEncoding('utf8').on('data', (text: string) => chunks.push(text));
     let timedOut = false;
     const timer = setTimeout(() => {
       timedOut = true;
       if (child.pid !== undefined) process.kill(-child.pid, 'SIGKILL');
     }, timeoutSeconds * 1000);
-    const end = (problem: string | null): void => {
+    const end = (problem: (output: string) => readonly string[]): void => {
       clearTimeout(timer);
-      resolve({ problem, output, seconds: (performance.now() - began) / 1000 });
+      const output = chunks.join('');
+      resolve({ problems: problem(output), output, seconds: (performance.now() - began) / 1000 });
     };
-    child.on('error', (error) => end(`compute-sanitizer does not start: ${error.message}`));
-    child.on('close', (code, signal) => {
-      if (timedOut) end(`took longer than ${timeoutSeconds} s`);
-      else if (code === REPORTED) end('has reports');
-      else if (code !== 0) end(`failed (${signal ?? `exit ${code}`})`);
-      else end(CLEAN.test(output) ? null : 'ended without a summary');
-    });
+    child.on('error', (error) => end(() => [`compute-sanitizer does not start: ${error.message}`]));
+    child.on('close', (code) =>
+      end((output) => (timedOut ? [`took longer than ${timeoutSeconds} s`] : problemsIn(tool, output, code))),
+    );
   });
 }
 
@@ -64,29 +56,27 @@ const { values, positionals } = parseArgs({
     tool: { type: 'string', multiple: true, default: [...TOOLS] },
     jobs: { type: 'string', default: '4' },
     timeout: { type: 'string', default: '600' },
+    verbose: { type: 'boolean', default: false },
   },
 });
-const binary = opTestBinary();
+const tools = TOOLS.filter((tool) => values.tool.includes(tool));
+const binary = opTestBinaryWithLines();
 const suites = suitesOf(binary);
 const unknown = positionals.filter((name) => !suites.includes(name));
 if (unknown.length > 0) throw new Error(`no suite ${unknown.join(', ')}; there are ${suites.join(', ')}`);
 
-// The racecheck runs first: they are the long ones.
-const wanted = (positionals.length > 0 ? positionals : suites).flatMap((suite) =>
-  values.tool.map((tool) => ({ suite, tool })),
-);
-wanted.sort((a, b) => b.tool.localeCompare(a.tool));
-const queue = wanted.values();
+const wanted = positionals.length > 0 ? positionals : suites;
+const queue = tools.flatMap((tool) => wanted.map((suite) => ({ tool, suite }))).values();
 let [clean, failed] = [0, 0];
 const lane = async (): Promise<void> => {
   for (const { suite, tool } of queue) {
-    const { problem, output, seconds } = await sanitized(tool, binary, suite, Number(values.timeout));
-    console.log(`${problem === null ? 'ok  ' : 'FAIL'} ${tool} ${suite}  ${seconds.toFixed(1)} s`);
-    if (problem === null) clean++;
-    else {
-      failed++;
-      console.log(`     ${problem}\n${output.split('\n').slice(-80).join('\n').trimEnd()}`);
-    }
+    const { problems, output, seconds } = await sanitized(tool, binary, suite, Number(values.timeout));
+    const ok = problems.length === 0;
+    console.log(`${ok ? 'ok  ' : 'FAIL'} ${tool} ${suite}  ${seconds.toFixed(1)} s`);
+    for (const problem of problems) console.log(`     ${problem}`);
+    if (!ok || values.verbose) console.log(output.trimEnd().split('\n').slice(-SHOWN).join('\n'));
+    if (ok) clean++;
+    else failed++;
   }
 };
 await Promise.all(Array.from({ length: Number(values.jobs) }, lane));
