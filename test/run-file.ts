@@ -17,6 +17,12 @@ declare global {
   var UVU_QUEUE: Suite[][] | undefined;
 }
 
+/** Without run.ts nobody waits for this file: end it, and every process that it started. */
+let reported = false;
+process.on('disconnect', () => {
+  if (!reported) process.kill(0, 'SIGKILL');
+});
+
 const file = process.argv[2];
 if (file === undefined) throw new Error('usage: run-file.ts FILE');
 
@@ -37,4 +43,7 @@ for (const suite of suites) {
   skipped += skips;
   if (typeof errors === 'string' && errors !== '') console.log(`\n${errors}`);
 }
-process.send?.({ total, passed, skipped } satisfies FileCounts, () => process.disconnect());
+process.send?.({ total, passed, skipped } satisfies FileCounts, () => {
+  reported = true;
+  process.disconnect();
+});

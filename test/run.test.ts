@@ -1,6 +1,7 @@
 /** The test runner itself: what uvu forgives, it must not. */
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { spawn } from 'node:child_process';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { basename, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { test } from 'uvu';
 import * as assert from 'uvu/assert';
@@ -60,5 +61,87 @@ test('fails a file that cannot be loaded, ends itself or never ends', async () =
   const hung = await outcome(`test('a', () => new Promise((r) => setTimeout(r, 60000))); test.run();`, 3);
   assert.match(hung.broken ?? '', /longer than 3 s/);
 });
+
+const isAlive = (pid: number): boolean => {
+  try {
+    process.kill(pid, 0);
+    // A zombie has ended; whoever adopted it has just not asked yet.
+    return !/\) [ZX] /.test(readFileSync(`/proc/${pid}/stat`, 'utf8'));
+  } catch {
+    return false;
+  }
+};
+
+async function until(what: string, holds: () => boolean): Promise<void> {
+  const deadline = Date.now() + 30_000;
+  while (!holds()) {
+    assert.ok(Date.now() < deadline, `never: ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}
+
+/** run.ts itself, on a file whose test started a process of its own and waits until a file `go` stands beside it. */
+async function started(): Promise<{
+  child: ReturnType<typeof spawn>;
+  ended: Promise<number | string | null>;
+  /** Of the test file and of the process that it started. */
+  pids: readonly number[];
+  go: () => void;
+  said: () => string;
+}> {
+  const name = `case-${count++}`;
+  const [pidFile, goFile] = [join(folder, `${name}.pids`), join(folder, `${name}.go`)];
+  writeFileSync(
+    join(folder, `${name}.test.ts`),
+    `import { spawn } from 'node:child_process';
+import { existsSync, renameSync, writeFileSync } from 'node:fs';
+import { test } from 'uvu';
+test('waits', async () => {
+  const other = spawn('sleep', ['600'], { stdio: 'ignore' });
+  writeFileSync('${pidFile}.new', JSON.stringify([process.pid, other.pid]));
+  renameSync('${pidFile}.new', '${pidFile}');
+  while (!existsSync('${goFile}')) await new Promise((r) => setTimeout(r, 20));
+  other.kill();
+});
+test.run();
+`,
+  );
+  const runner = fileURLToPath(new URL('./run.ts', import.meta.url));
+  const filter = `${basename(folder)}/${name}.test`;
+  const child = spawn(process.execPath, ['--import', 'tsx', runner, '--verbose', '--jobs', '1', filter], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  let said = '';
+  child.stdout.setEncoding('utf8').on('data', (text: string) => (said += text));
+  const ended = new Promise<number | string | null>((resolve) =>
+    child.on('close', (code, signal) => resolve(signal ?? code)),
+  );
+  await until('the test runs', () => existsSync(pidFile));
+  const pids = JSON.parse(readFileSync(pidFile, 'utf8')) as number[];
+  return { child, ended, pids, go: () => writeFileSync(goFile, ''), said: () => said };
+}
+
+test('a runner that writes to a log survives the end of its terminal', async () => {
+  const { child, ended, pids, go, said } = await started();
+  child.kill('SIGHUP');
+  await new Promise((resolve) => setTimeout(resolve, 200));
+  go();
+  assert.is(await ended, 0);
+  assert.match(said(), /1 passed, 0 failed\n$/);
+  assert.not.ok(pids.some(isAlive));
+});
+
+for (const [signal, end] of [
+  ['SIGINT', 130],
+  ['SIGTERM', 143],
+  ['SIGKILL', 'SIGKILL'],
+] as const)
+  test(`a runner that ends by ${signal} takes the tests and their processes along`, async () => {
+    const { child, ended, pids } = await started();
+    assert.ok(pids.every(isAlive));
+    child.kill(signal);
+    assert.is(await ended, end);
+    await until('all have ended', () => !pids.some(isAlive));
+  });
 
 test.run();

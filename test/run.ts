@@ -4,6 +4,8 @@
  * what CI reads.
  *
  *   node --import tsx test/run.ts [--gpu | --faults] [--timeout SECONDS] [--jobs N] [--verbose] [part of a path …]
+ *
+ * --verbose shows what passing files print as well, with one job as they print it.
  */
 import { fork } from 'node:child_process';
 import { readdirSync } from 'node:fs';
@@ -26,8 +28,44 @@ export interface FileOutcome extends FileCounts {
   readonly seconds: number;
 }
 
-/** Runs one test file in a child process; a crash, a time-out, a missing run() and zero tests are failures. */
-export function runFile(file: string, timeoutSeconds = DEFAULT_TIMEOUT_S): Promise<FileOutcome> {
+/** Leaders of the process groups of files that run now. */
+const running = new Set<number>();
+
+/** The whole group: a test may have started processes of its own. */
+function killGroup(leader: number): void {
+  try {
+    process.kill(-leader, 'SIGKILL');
+  } catch {
+    // All of it has ended already.
+  }
+}
+
+/**
+ * Signals reach this process, but not the groups of the files. Node undoes what nohup did, so SIGHUP is ignored here
+ * where nothing is written to a terminal: a run that goes to a log survives the shell that started it.
+ */
+function heedSignals(): void {
+  for (const [signal, number] of [
+    ['SIGINT', 2],
+    ['SIGTERM', 15],
+    ['SIGHUP', 1],
+  ] as const)
+    process.on(signal, () => {
+      if (signal === 'SIGHUP' && !process.stdout.isTTY) return;
+      running.forEach(killGroup);
+      process.exit(128 + number);
+    });
+}
+
+/**
+ * Runs one test file in a child process; a crash, a time-out, a missing run() and zero tests are failures. `onOutput` gets
+ * what it prints at once.
+ */
+export function runFile(
+  file: string,
+  timeoutSeconds = DEFAULT_TIMEOUT_S,
+  onOutput: (chunk: Buffer) => void = () => {},
+): Promise<FileOutcome> {
   return new Promise((resolve) => {
     const started = performance.now();
     const child = fork(join(HERE, 'run-file.ts'), [file], {
@@ -40,16 +78,21 @@ export function runFile(file: string, timeoutSeconds = DEFAULT_TIMEOUT_S): Promi
     const output: Buffer[] = [];
     let counts: FileCounts | null = null;
     let timedOut = false;
-    child.stdout?.on('data', (chunk: Buffer) => output.push(chunk));
-    child.stderr?.on('data', (chunk: Buffer) => output.push(chunk));
+    const leader = child.pid;
+    if (leader !== undefined) running.add(leader);
+    for (const stream of [child.stdout, child.stderr])
+      stream?.on('data', (chunk: Buffer) => {
+        output.push(chunk);
+        onOutput(chunk);
+      });
     child.on('message', (message) => (counts = message as FileCounts));
     const timer = setTimeout(() => {
       timedOut = true;
-      // The whole group: a test may have started processes of its own.
-      if (child.pid !== undefined) process.kill(-child.pid, 'SIGKILL');
+      if (leader !== undefined) killGroup(leader);
     }, timeoutSeconds * 1000);
     child.on('close', (code, signal) => {
       clearTimeout(timer);
+      if (leader !== undefined) running.delete(leader);
       let broken: string | null = null;
       if (timedOut) broken = `took longer than ${timeoutSeconds} s`;
       else if (counts === null) broken = `ended before its tests did (${signal ?? `exit code ${code}`})`;
@@ -85,14 +128,14 @@ function testFiles(room: Room, filters: readonly string[]): string[] {
     .sort();
 }
 
-function report(outcome: FileOutcome, verbose: boolean): void {
+function report(outcome: FileOutcome, showOutput: boolean): void {
   const failed = failures(outcome);
   const skipped = outcome.skipped > 0 ? `, ${outcome.skipped} skipped` : '';
   const mark = failed > 0 ? 'FAIL' : 'ok  ';
   console.log(
     `${mark} ${outcome.file}  ${outcome.passed}/${outcome.total}${skipped}  ${outcome.seconds.toFixed(1)} s`,
   );
-  if (failed > 0 || verbose) console.log(outcome.output.trimEnd());
+  if (showOutput) console.log(outcome.output.trimEnd());
   if (outcome.broken !== null) console.log(`     ${outcome.file} ${outcome.broken}`);
   else if (failed > 0 && !outcome.output.includes('FAIL')) console.log('     a before or after hook threw');
 }
@@ -111,10 +154,13 @@ async function main(): Promise<void> {
   const files = testFiles(values.gpu ? 'gpu' : values.faults ? 'faults' : null, positionals);
   const totals = { passed: 0, failed: 0, skipped: 0 };
   const queue = files.values();
+  heedSignals();
+  const live = values.verbose && values.jobs === '1';
   const lane = async (): Promise<void> => {
     for (const file of queue) {
-      const outcome = await runFile(file, Number(values.timeout));
-      report(outcome, values.verbose);
+      const show = (chunk: Buffer): void => void process.stdout.write(chunk);
+      const outcome = await runFile(file, Number(values.timeout), live ? show : undefined);
+      report(outcome, !live && (values.verbose || failures(outcome) > 0));
       totals.passed += outcome.passed;
       totals.failed += failures(outcome);
       totals.skipped += outcome.skipped;

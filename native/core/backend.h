@@ -55,9 +55,18 @@ class Backend {
   // True when the host may read and write device memory directly (cpu).
   virtual bool host_accessible() const = 0;
   // Two pinned staging buffers for streaming files to the device, reading one while the other copies. staging(slot)
-  // waits until the slot's last upload_staged is done. Never called when host_accessible().
+  // waits until the slot's last upload_staged is done; that copies from `offset` of the buffer on. Never called when
+  // host_accessible().
   virtual void* staging(int slot, int64_t bytes) = 0;
-  virtual void upload_staged(void* device, int slot, int64_t bytes) = 0;
+  virtual void upload_staged(void* device, int slot, int64_t offset, int64_t bytes) = 0;
+  // Reading a small result (whole 4-byte words) while later work is already enqueued: start_download copies it, ordered
+  // after all work enqueued before and before all that comes after; finish_download waits for the last copy of this slot
+  // alone and gives its bytes, valid until the slot's next start. Slots 0 and 1. A device fault surfaces in
+  // finish_download as Error(Q4701).
+  virtual void start_download(int slot, const void* device, int64_t bytes) = 0;
+  virtual const void* finish_download(int slot) = 0;
+  // True when ops only enqueue their work: then the next run can be enqueued before the results of this one are read.
+  virtual bool runs_ahead() const = 0;
   // Waits for all enqueued work; a device fault surfaces here as Error(Q4701).
   virtual void synchronize() = 0;
 

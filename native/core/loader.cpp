@@ -16,7 +16,10 @@ namespace {
 constexpr int64_t kPieceBytes = 256 << 10;  // stays in a core's cache between reading, checking and converting
 // What one thread takes at a time: a huge page of the target, so that no two threads make the kernel clear the same one.
 constexpr int64_t kSpanBytes = 2 << 20;
-constexpr int64_t kStageBytes = 16 << 20;  // one staging buffer
+// One staging buffer: so much that starting the threads anew for each costs nothing beside reading it. Its spans are
+// small, so that no thread is left waiting for long for the last one.
+constexpr int64_t kStageBytes = 32 << 20;
+constexpr int64_t kStageSpanBytes = 512 << 10;
 
 void check_index(const FileSource& source, int64_t file_bytes, int64_t modified_ns) {
   if (source.size() == file_bytes && source.modified_ns() == modified_ns) return;
@@ -70,6 +73,7 @@ class Loader {
   struct Span {
     const Target* target;
     int64_t first, n;  // elements
+    uint8_t* into;
   };
 
   void plan() {
@@ -90,22 +94,28 @@ class Loader {
               [](const Target& a, const Target& b) { return a.request->entry.offset < b.request->entry.offset; });
   }
 
-  // Spans end where `base` + their end is a multiple of kSpanBytes.
-  static void cut(const Target& target, int64_t begin, int64_t end, const uint8_t* base, std::vector<Span>& spans) {
+  // Elements [begin, end) that will stand at `into`, cut where addresses are multiples of `span_bytes`.
+  static void cut(const Target& target, int64_t begin, int64_t end, uint8_t* into, int64_t span_bytes,
+                  std::vector<Span>& spans) {
     for (int64_t first = begin; first < end;) {
-      const auto address = reinterpret_cast<uintptr_t>(base) + static_cast<uintptr_t>((first - begin) * target.to_size);
-      const int64_t room = kSpanBytes - static_cast<int64_t>(address % kSpanBytes);
+      const int64_t room = span_bytes - static_cast<int64_t>(reinterpret_cast<uintptr_t>(into) % span_bytes);
       const int64_t n = std::min(std::max<int64_t>(room / target.to_size, 1), end - first);
-      spans.push_back({&target, first, n});
-      first += n;
+      spans.push_back({&target, first, n, into});
+      first += n, into += n * target.to_size;
     }
   }
 
-  // Reads one span into `into`, checked and converted piece by piece.
-  void fill(const Span& span, uint8_t* into) {
+  // Reads one span, checked and converted piece by piece.
+  void fill(const Span& span) {
     const int64_t piece = span.target->piece, end = span.first + span.n;
     for (int64_t first = span.first; first < end; first += piece)
-      fill_piece(*span.target, first, std::min(piece, end - first), into + (first - span.first) * span.target->to_size);
+      fill_piece(*span.target, first, std::min(piece, end - first),
+                 span.into + (first - span.first) * span.target->to_size);
+  }
+  void fill(const std::vector<Span>& spans) {
+    run_in_threads(
+        static_cast<int64_t>(spans.size()), threads_, cancel_, [&](int64_t i) { fill(spans[static_cast<size_t>(i)]); },
+        [&] { tell(); });
   }
 
   void fill_piece(const Target& target, int64_t first, int64_t n, uint8_t* into) {
@@ -136,36 +146,38 @@ class Loader {
 
   void load_to_host() {
     std::vector<Span> spans;
-    for (const Target& target : targets_) cut(target, 0, target.view.elements, target.view.memory, spans);
-    run_in_threads(
-        static_cast<int64_t>(spans.size()), threads_, cancel_,
-        [&](int64_t i) {
-          const Span& span = spans[static_cast<size_t>(i)];
-          fill(span, span.target->view.memory + span.first * span.target->to_size);
-        },
-        [&] { tell(); });
+    for (const Target& target : targets_) cut(target, 0, target.view.elements, target.view.memory, kSpanBytes, spans);
+    fill(spans);
   }
 
-  // While one staging buffer is being copied to the device, the other is filled.
+  // While one staging buffer is being copied to the device, the other is filled, with as many tensors as it holds.
   void load_to_device() {
-    int slot = 0;
+    struct Copy {
+      uint8_t* target;
+      int64_t offset, bytes;
+    };
     std::vector<Span> spans;
-    for (const Target& target : targets_) {
-      const int64_t batch = kStageBytes / target.to_size;
-      for (int64_t begin = 0; begin < target.view.elements; begin += batch, slot ^= 1) {
-        const int64_t end = std::min(target.view.elements, begin + batch);
-        auto* stage = static_cast<uint8_t*>(backend_.staging(slot, kStageBytes));
-        spans.clear();
-        cut(target, begin, end, stage, spans);
-        run_in_threads(
-            static_cast<int64_t>(spans.size()), threads_, cancel_,
-            [&](int64_t i) {
-              const Span& span = spans[static_cast<size_t>(i)];
-              fill(span, stage + (span.first - begin) * target.to_size);
-            },
-            [&] { tell(); });
-        backend_.upload_staged(target.view.memory + begin * target.to_size, slot, (end - begin) * target.to_size);
+    std::vector<Copy> copies;
+    int slot = 0;
+    size_t next = 0;        // target to go on with
+    int64_t next_from = 0;  // and its element
+    while (next < targets_.size()) {
+      auto* stage = static_cast<uint8_t*>(backend_.staging(slot, kStageBytes));
+      spans.clear(), copies.clear();
+      for (int64_t used = 0; next < targets_.size();) {
+        const Target& target = targets_[next];
+        const int64_t n = std::min((kStageBytes - used) / target.to_size, target.view.elements - next_from);
+        if (n <= 0) break;
+        cut(target, next_from, next_from + n, stage + used, kStageSpanBytes, spans);
+        copies.push_back({target.view.memory + next_from * target.to_size, used, n * target.to_size});
+        used = align_up(used + n * target.to_size);
+        next_from += n;
+        if (next_from < target.view.elements) break;  // the buffer is full
+        ++next, next_from = 0;
       }
+      fill(spans);
+      for (const Copy& copy : copies) backend_.upload_staged(copy.target, slot, copy.offset, copy.bytes);
+      slot ^= 1;
     }
     backend_.synchronize();
   }

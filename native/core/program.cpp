@@ -1,6 +1,8 @@
 #include "core/program.h"
 
 #include <algorithm>
+#include <cstring>
+#include <exception>
 
 #include "core/error.h"
 
@@ -123,6 +125,19 @@ void Program::run(const CancelFlag& cancel, std::vector<double>* op_seconds) {
   backend().synchronize();
 }
 
+bool Program::start_step(const Tensor& sampled, int slot, const CancelFlag& cancel) {
+  try {
+    if (cancel.load(std::memory_order_relaxed)) return false;
+    execute(cancel, nullptr);
+  } catch (const Error& error) {
+    // Cancelled within a step: what that step began is not told, and the loop ends as between steps.
+    if (error.code() != "Q4501") throw;
+    return false;
+  }
+  backend().start_download(slot, sampled.data, sampled.elements() * 4);
+  return true;
+}
+
 DecodeOutcome Program::decode(const std::string& tokens, const DecodeLimits& limits, const CancelFlag& cancel,
                               const std::function<void(const std::vector<int32_t>&, std::vector<uint8_t>&)>& on_step) {
   const auto lock = acquire(*store_->device());
@@ -131,27 +146,39 @@ DecodeOutcome Program::decode(const std::string& tokens, const DecodeLimits& lim
   std::vector<int32_t> step_tokens(sampled.elements());
   std::vector<uint8_t> live(sampled.elements(), 1);
   DecodeOutcome outcome;
-  while (outcome.steps < limits.max_tokens && std::find(live.begin(), live.end(), 1) != live.end()) {
-    if (cancel.load(std::memory_order_relaxed)) {
-      outcome.cancelled = true;
+  const int64_t ahead = backend().runs_ahead() ? 1 : 0;
+  int64_t started = 0;
+  bool stopped = false;        // no further step may start
+  std::exception_ptr failure;  // of starting a step: told after the tokens of the steps before it
+  const auto some_live = [&] { return std::find(live.begin(), live.end(), 1) != live.end(); };
+  while (outcome.steps < limits.max_tokens && some_live()) {
+    while (!stopped && started < std::min(limits.max_tokens, outcome.steps + 1 + ahead)) {
+      try {
+        if (start_step(sampled, static_cast<int>(started % 2), cancel))
+          ++started;
+        else
+          stopped = true;
+      } catch (...) {
+        failure = std::current_exception();
+        stopped = true;
+      }
+    }
+    if (started == outcome.steps) {
+      outcome.cancelled = !failure;
       break;
     }
-    try {
-      execute(cancel, nullptr);
-    } catch (const Error& error) {
-      // Cancelled within a step: what that step began is not told, and the loop ends as between steps.
-      if (error.code() != "Q4501") throw;
-      outcome.cancelled = true;
-      break;
-    }
-    backend().download(step_tokens.data(), sampled.data, sampled.elements() * 4);
+    std::memcpy(step_tokens.data(), backend().finish_download(static_cast<int>(outcome.steps % 2)),
+                step_tokens.size() * 4);
     ++outcome.steps;
     on_step(step_tokens, live);
     for (size_t row = 0; row < live.size(); ++row)
       if (std::find(limits.stop_tokens.begin(), limits.stop_tokens.end(), step_tokens[row]) != limits.stop_tokens.end())
         live[row] = 0;
+    // What is under way when the loop is cancelled is not counted.
+    if (cancel.load(std::memory_order_relaxed)) stopped = true, started = outcome.steps;
   }
   backend().synchronize();
+  if (failure) std::rethrow_exception(failure);
   return outcome;
 }
 

@@ -57,7 +57,9 @@ class Program {
 
   // Runs until every row of `tokens` (i32 [B] in the store) has ended. After each run `on_step` gets the sampled tokens
   // and the rows' liveness before this step; it may end rows by clearing their flags. Cancelling ends it without an
-  // error; a step that was under way then is not counted.
+  // error; a step that was under way then is not counted. On a backend that runs ahead, step n+1 is enqueued before the
+  // tokens of step n are waited for: when n turns out to be the last, one more run has gone over the program's tensors.
+  // There are never more than max_tokens runs.
   DecodeOutcome decode(const std::string& tokens, const DecodeLimits& limits, const CancelFlag& cancel,
                        const std::function<void(const std::vector<int32_t>&, std::vector<uint8_t>& live)>& on_step);
 
@@ -66,6 +68,8 @@ class Program {
  private:
   Tensor bind(const TensorSpec& spec);
   void execute(const CancelFlag& cancel, std::vector<double>* op_seconds);
+  // A run of a decode loop: its tokens are on their way to `slot` when it returns true; false when it was cancelled.
+  bool start_step(const Tensor& sampled, int slot, const CancelFlag& cancel);
 
   std::shared_ptr<Store> store_;
   std::shared_ptr<Allocation> arena_;

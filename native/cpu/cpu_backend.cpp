@@ -76,11 +76,16 @@ void CpuBackend::download(void* host, const void* device, int64_t bytes) {
   if (bytes > 0) std::memcpy(host, device, static_cast<size_t>(bytes));
 }
 
+void CpuBackend::start_download(int slot, const void* device, int64_t bytes) {
+  const auto* from = static_cast<const uint8_t*>(device);
+  readback_[slot].assign(from, from + bytes);
+}
+
 void* CpuBackend::staging(int, int64_t) {
   throw Error("Q4900", "staging buffers were asked of a device whose memory the host can reach");
 }
 
-void CpuBackend::upload_staged(void*, int, int64_t) {
+void CpuBackend::upload_staged(void*, int, int64_t, int64_t) {
   throw Error("Q4900", "a staged upload was asked of a device whose memory the host can reach");
 }
 

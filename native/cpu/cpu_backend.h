@@ -2,6 +2,7 @@
 #pragma once
 #include <atomic>
 #include <string>
+#include <vector>
 
 #include "core/backend.h"
 #include "cpu/slab_allocator.h"
@@ -20,7 +21,10 @@ class CpuBackend : public Backend {
   void download(void* host, const void* device, int64_t bytes) override;
   bool host_accessible() const override { return true; }
   void* staging(int slot, int64_t bytes) override;
-  void upload_staged(void* device, int slot, int64_t bytes) override;
+  void upload_staged(void* device, int slot, int64_t offset, int64_t bytes) override;
+  void start_download(int slot, const void* device, int64_t bytes) override;
+  const void* finish_download(int slot) override { return readback_[slot].data(); }
+  bool runs_ahead() const override { return false; }
   void synchronize() override {}
   double now() override;
 
@@ -28,6 +32,7 @@ class CpuBackend : public Backend {
   const int threads_;
   const std::string instructions_;
   SlabAllocator memory_;
+  std::vector<uint8_t> readback_[2];
   std::atomic<int64_t> own_bytes_{0};  // held through this backend
 };
 

@@ -10,27 +10,38 @@ namespace {
 constexpr int kWarps = 4, kThreads = kWarps * 32;
 constexpr int kRowTiles = 2;                       // 16-row tiles a warp: each B fragment serves 32 rows
 constexpr int kQueries = kWarps * kRowTiles * 16;  // 128
-constexpr int kKeys = 48;
+constexpr int kMostKeys = 48;                      // of a tile
 constexpr float kLog2e = 1.4426950408889634f;
 
 template <int D>
 constexpr int shared_bytes() {
-  return Tile<D>::bytes(kQueries) + 4 * Tile<D>::bytes(kKeys);
+  return Tile<D>::bytes(kQueries) + 4 * Tile<D>::bytes(kMostKeys);
+}
+
+// Keys of a tile. From 10.0 on the compiler needs more registers for the same loop and would spill.
+template <int D>
+__device__ constexpr int tile_keys() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  return D > 64 ? 16 : kMostKeys;
+#else
+  return kMostKeys;
+#endif
 }
 
 // Grid: query tiles (longest first) × heads × batch.
 template <int D>
 __global__ void __launch_bounds__(kThreads, 2) flash_kernel(const AttentionCall call) {
+  constexpr int kKeys = tile_keys<D>();
   extern __shared__ __align__(128) uint8_t shared[];
   begin();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4;
   const int tile = gridDim.x - 1 - blockIdx.x, head = blockIdx.y, b = blockIdx.z;
-  const int first_query = tile * kQueries, past = call.past ? call.past[b] : 0;
+  const int first_query = tile * kQueries;
   const int64_t q_stride = int64_t{call.heads} * call.dim, k_stride = int64_t{call.kv_heads} * call.dim;
   const bf16* q = static_cast<const bf16*>(call.q) + b * call.steps * q_stride + head * call.dim;
   const int64_t kv_offset = b * call.keys * k_stride + head / (call.heads / call.kv_heads) * call.dim;
-  const bf16* k = static_cast<const bf16*>(call.k) + kv_offset;
-  const bf16* v = static_cast<const bf16*>(call.v) + kv_offset;
+  const auto k = [&] { return static_cast<const bf16*>(call.k) + kv_offset; };
+  const auto v = [&] { return static_cast<const bf16*>(call.v) + kv_offset; };
 
   const Tile<D> q_tile{shared_address(shared)};
   const auto k_tile = [&](int stage) {
@@ -38,35 +49,32 @@ __global__ void __launch_bounds__(kThreads, 2) flash_kernel(const AttentionCall 
   };
   const auto v_tile = [&](int stage) { return Tile<D>{k_tile(2).base + stage * Tile<D>::bytes(kKeys)}; };
 
-  // First visible key of each of this lane's rows, and over the whole tile.
-  int from[kRowTiles][2], lowest = call.keys, highest = 0;
-#pragma unroll
-  for (int m = 0; m < kRowTiles; ++m)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int query = first_query + (warp * kRowTiles + m) * 16 + half * 8 + g;
-      from[m][half] = call.attend_from && query < call.steps ? max(0, call.attend_from[b * call.steps + query]) : 0;
-      if (query < call.steps) lowest = min(lowest, from[m][half]), highest = max(highest, from[m][half]);
-    }
+  // First visible key of a query. Read again where a tile is masked: no registers are left to keep them.
+  const auto from = [&](int query) {
+    return call.attend_from && query < call.steps ? max(0, call.attend_from[b * call.steps + query]) : 0;
+  };
+  // The least and the greatest of these over the tile of queries; stays in shared memory for want of registers.
+  __shared__ int bounds[3];
+  if (threadIdx.x == 0)
+    bounds[0] = call.attend_from ? call.keys : 0, bounds[1] = 0, bounds[2] = call.past ? call.past[b] : 0;
+  __syncthreads();
   if (call.attend_from) {
-    __shared__ int bounds[2];
-    if (threadIdx.x == 0) bounds[0] = call.keys, bounds[1] = 0;
+    static_assert(kQueries == kThreads);
+    const int query = first_query + static_cast<int>(threadIdx.x);
+    if (query < call.steps) {
+      atomicMin(&bounds[0], from(query));
+      atomicMax(&bounds[1], from(query));
+    }
     __syncthreads();
-    atomicMin(&bounds[0], lowest);
-    atomicMax(&bounds[1], highest);
-    __syncthreads();
-    lowest = bounds[0], highest = bounds[1];
-  } else {
-    lowest = highest = 0;
   }
   const int last_query = min(call.steps, first_query + kQueries) - 1;
-  const int key_end = min(call.keys, past + last_query + 1);
-  const int first_tile = lowest / kKeys, tiles = (key_end + kKeys - 1) / kKeys;
+  const int key_end = min(call.keys, bounds[2] + last_query + 1);
+  const int first_tile = bounds[0] / kKeys, tiles = (key_end + kKeys - 1) / kKeys;
 
   load_tile<D, kQueries, kThreads>(q_tile, q, q_stride, first_query, call.steps, call.dim);
   if (first_tile < tiles) {
-    load_tile<D, kKeys, kThreads>(k_tile(0), k, k_stride, first_tile * kKeys, key_end, call.dim);
-    load_tile<D, kKeys, kThreads>(v_tile(0), v, k_stride, first_tile * kKeys, key_end, call.dim);
+    load_tile<D, kKeys, kThreads>(k_tile(first_tile & 1), k(), k_stride, first_tile * kKeys, key_end, call.dim);
+    load_tile<D, kKeys, kThreads>(v_tile(first_tile & 1), v(), k_stride, first_tile * kKeys, key_end, call.dim);
   }
   copy_commit();
 
@@ -76,10 +84,10 @@ __global__ void __launch_bounds__(kThreads, 2) flash_kernel(const AttentionCall 
   const float scale = call.scale * kLog2e;
 
   for (int t = first_tile; t < tiles; ++t) {
-    const int stage = (t - first_tile) & 1;
+    const int stage = t & 1;
     if (t + 1 < tiles) {
-      load_tile<D, kKeys, kThreads>(k_tile(stage ^ 1), k, k_stride, (t + 1) * kKeys, key_end, call.dim);
-      load_tile<D, kKeys, kThreads>(v_tile(stage ^ 1), v, k_stride, (t + 1) * kKeys, key_end, call.dim);
+      load_tile<D, kKeys, kThreads>(k_tile(stage ^ 1), k(), k_stride, (t + 1) * kKeys, key_end, call.dim);
+      load_tile<D, kKeys, kThreads>(v_tile(stage ^ 1), v(), k_stride, (t + 1) * kKeys, key_end, call.dim);
       copy_commit();
       copy_wait<1>();
     } else {
@@ -88,7 +96,8 @@ __global__ void __launch_bounds__(kThreads, 2) flash_kernel(const AttentionCall 
     __syncthreads();
 
     float score[kRowTiles][kKeys / 8][4] = {};
-#pragma unroll
+    // Unrolled further, the fragments read ahead would spill.
+#pragma unroll 4
     for (int d = 0; d < D / 16; ++d) {
       Four a[kRowTiles];
 #pragma unroll
@@ -104,21 +113,21 @@ __global__ void __launch_bounds__(kThreads, 2) flash_kernel(const AttentionCall 
       }
     }
 
-    const int key = t * kKeys;
-    const bool masked = key + kKeys > min(key_end, past + first_query + 1) || key < highest;
+    const int key = t * kKeys, past = bounds[2];
+    const bool masked = key + kKeys > min(key_end, past + first_query + 1) || key < bounds[1];
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         if (masked) {
-          const int query = first_query + (warp * kRowTiles + m) * 16 + half * 8 + g,
+          const int query = first_query + (warp * kRowTiles + m) * 16 + half * 8 + g, begin = from(query),
                     to = min(key_end - 1, past + query);
 #pragma unroll
           for (int n = 0; n < kKeys / 8; ++n)
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
               const int j = key + n * 8 + 2 * c + e;
-              if (j > to || j < from[m][half]) score[m][n][half * 2 + e] = -INFINITY;
+              if (j > to || j < begin) score[m][n][half * 2 + e] = -INFINITY;
             }
         }
         float top = largest[m][half];

@@ -11,6 +11,9 @@ constexpr int kWarps = 4, kThreads = kWarps * 32, kTile = 64;
 constexpr float kLog2e = 1.4426950408889634f;
 
 template <int D>
+using Operand = Tile<D, true>;
+
+template <int D>
 constexpr int shared_bytes() {
   return 6 * Tile<D>::bytes(kTile) + 4 * kTile * 4 + 2 * kTile * 4;
 }
@@ -43,7 +46,7 @@ __device__ void pack_a(uint32_t (&a)[4], const float (&s)[kTile / 8][4], int j) 
 
 // out[16, kTile] = rows [row, +16) of `a` · rows of `b`ᵀ.
 template <int D>
-__device__ void product(float (&out)[kTile / 8][4], const Tile<D>& a, int row, const Tile<D>& b) {
+__device__ void product(float (&out)[kTile / 8][4], const Operand<D>& a, int row, const Operand<D>& b) {
 #pragma unroll 2
   for (int d = 0; d < D / 16; ++d) {
     const Four left = load_a(a, row, d * 2);
@@ -58,7 +61,7 @@ __device__ void product(float (&out)[kTile / 8][4], const Tile<D>& a, int row, c
 
 // sum[16, D] += s[16, kTile] · b[kTile, D].
 template <int D>
-__device__ void accumulate(float (&sum)[D / 8][4], const float (&s)[kTile / 8][4], const Tile<D>& b) {
+__device__ void accumulate(float (&sum)[D / 8][4], const float (&s)[kTile / 8][4], const Operand<D>& b) {
 #pragma unroll
   for (int j = 0; j < kTile / 16; ++j) {
     uint32_t a[4];
@@ -101,9 +104,9 @@ __global__ void __launch_bounds__(kThreads, 1) key_gradient_kernel(const Attenti
   const int64_t q_stride = int64_t{f.heads} * f.dim, k_stride = int64_t{f.kv_heads} * f.dim;
   const int64_t q_base = b * f.steps * q_stride, kv_base = b * f.steps * k_stride + kv_head * f.dim;
 
-  const Tile<D> k_tile{shared_address(shared)}, v_tile{k_tile.base + Tile<D>::bytes(kTile)};
-  const auto q_tile = [&](int stage) { return Tile<D>{k_tile.base + (2 + stage) * Tile<D>::bytes(kTile)}; };
-  const auto g_tile = [&](int stage) { return Tile<D>{k_tile.base + (4 + stage) * Tile<D>::bytes(kTile)}; };
+  const Operand<D> k_tile{shared_address(shared)}, v_tile{k_tile.base + Tile<D>::bytes(kTile)};
+  const auto q_tile = [&](int stage) { return Operand<D>{k_tile.base + (2 + stage) * Tile<D>::bytes(kTile)}; };
+  const auto g_tile = [&](int stage) { return Operand<D>{k_tile.base + (4 + stage) * Tile<D>::bytes(kTile)}; };
   float* const statistics = reinterpret_cast<float*>(shared + 6 * Tile<D>::bytes(kTile));
   const auto rows = [&](int stage) {
     return Rows{statistics + stage * 3 * kTile, statistics + stage * 3 * kTile + kTile,
@@ -173,9 +176,9 @@ __global__ void __launch_bounds__(kThreads, 2) query_gradient_kernel(const Atten
   const int64_t q_base = b * f.steps * q_stride + head * f.dim;
   const int64_t kv_base = b * f.steps * k_stride + head / (f.heads / f.kv_heads) * f.dim;
 
-  const Tile<D> q_tile{shared_address(shared)}, g_tile{q_tile.base + Tile<D>::bytes(kTile)};
-  const auto k_tile = [&](int stage) { return Tile<D>{q_tile.base + (2 + stage) * Tile<D>::bytes(kTile)}; };
-  const auto v_tile = [&](int stage) { return Tile<D>{q_tile.base + (4 + stage) * Tile<D>::bytes(kTile)}; };
+  const Operand<D> q_tile{shared_address(shared)}, g_tile{q_tile.base + Tile<D>::bytes(kTile)};
+  const auto k_tile = [&](int stage) { return Operand<D>{q_tile.base + (2 + stage) * Tile<D>::bytes(kTile)}; };
+  const auto v_tile = [&](int stage) { return Operand<D>{q_tile.base + (4 + stage) * Tile<D>::bytes(kTile)}; };
   load_tile<D, kTile, kThreads>(q_tile, static_cast<const bf16*>(f.q) + q_base, q_stride, first_query, f.steps, f.dim);
   load_tile<D, kTile, kThreads>(g_tile, static_cast<const bf16*>(call.dout) + q_base, q_stride, first_query, f.steps,
                                 f.dim);

@@ -18,9 +18,10 @@ struct SplitCall {
   int splits, queries;
 };
 
-// kQueries ≥ queries = steps · group; a lane holds kElements of D.
+// kQueries ≥ queries = steps · group; a lane holds kElements of D. Two blocks a multiprocessor leave a wide head's keys,
+// values and sums the registers that they need.
 template <int kQueries, int kElements>
-__global__ void __launch_bounds__(kThreads) split_kernel(const SplitCall s) {
+__global__ void __launch_bounds__(kThreads, kElements > 4 ? 2 : 4) split_kernel(const SplitCall s) {
   constexpr int kMaxDim = 32 * kElements;
   __shared__ float q[kQueries][kMaxDim], score[kQueries][kTile], joined[kWarps][kMaxDim];
   __shared__ float top[kQueries], sum[kQueries], shrink[kQueries];

@@ -121,31 +121,32 @@ void CudaBackend::download(void* host, const void* device, int64_t bytes) {
   Q4_CHECK(cudaStreamSynchronize(stream()));
 }
 
-void* CudaBackend::staging(int slot, int64_t bytes) {
-  use_device();
-  Staging& buffer = staging_[slot];
+void CudaBackend::reserve(Pinned& buffer, int64_t bytes, const char* purpose) {
   if (!buffer.copied) Q4_CHECK(cudaEventCreateWithFlags(buffer.copied.out(), cudaEventDisableTiming));
   Q4_CHECK(cudaEventSynchronize(buffer.copied.get()));
-  if (buffer.bytes < bytes) {
-    buffer.memory = PinnedMemory();
-    buffer.bytes = 0;
-    void* pinned = nullptr;
-    if (cudaMallocHost(&pinned, static_cast<size_t>(bytes)) != cudaSuccess) {
-      (void)cudaGetLastError();
-      throw Error("Q4401", "the machine has no " + mebibytes(bytes) + " of pinned memory left for reading weights");
-    }
-    buffer.memory = PinnedMemory(pinned);
-    buffer.bytes = bytes;
+  if (buffer.bytes >= bytes) return;
+  buffer.memory = PinnedMemory();
+  buffer.bytes = 0;
+  void* pinned = nullptr;
+  if (cudaMallocHost(&pinned, static_cast<size_t>(bytes)) != cudaSuccess) {
+    (void)cudaGetLastError();
+    throw Error("Q4401", "the machine has no " + mebibytes(bytes) + " of pinned memory left for " + purpose);
   }
-  return buffer.memory.get();
+  buffer.memory = PinnedMemory(pinned);
+  buffer.bytes = bytes;
 }
 
-void CudaBackend::upload_staged(void* device, int slot, int64_t bytes) {
+void* CudaBackend::staging(int slot, int64_t bytes) {
   use_device();
-  Staging& buffer = staging_[slot];
-  if (bytes > 0)
-    Q4_CHECK(
-        cudaMemcpyAsync(device, buffer.memory.get(), static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream()));
+  reserve(staging_[slot], bytes, "reading weights");
+  return staging_[slot].memory.get();
+}
+
+void CudaBackend::upload_staged(void* device, int slot, int64_t offset, int64_t bytes) {
+  use_device();
+  Pinned& buffer = staging_[slot];
+  const char* from = static_cast<const char*>(buffer.memory.get()) + offset;
+  if (bytes > 0) Q4_CHECK(cudaMemcpyAsync(device, from, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream()));
   Q4_CHECK(cudaEventRecord(buffer.copied.get(), stream()));
 }
 

@@ -34,7 +34,10 @@ class CudaBackend final : public Backend {
   void download(void* host, const void* device, int64_t bytes) override;
   bool host_accessible() const override { return false; }
   void* staging(int slot, int64_t bytes) override;
-  void upload_staged(void* device, int slot, int64_t bytes) override;
+  void upload_staged(void* device, int slot, int64_t offset, int64_t bytes) override;
+  void start_download(int slot, const void* device, int64_t bytes) override;
+  const void* finish_download(int slot) override;
+  bool runs_ahead() const override { return true; }
   void synchronize() override;
 
   bool begin_run(uint64_t program, bool profiled) override;
@@ -183,12 +186,15 @@ class CudaBackend final : public Backend {
 
   std::mutex memory_mutex_;
   std::set<void*> blocks_;
-  struct Staging {
+  // Host memory that the device copies from or into, with the end of the last such copy.
+  struct Pinned {
     PinnedMemory memory;
     int64_t bytes = 0;
     Event copied;
   };
-  Staging staging_[2];
+  // Waits for the last copy and makes the buffer hold `bytes`; Q4401 when it cannot, saying what it is for.
+  static void reserve(Pinned& buffer, int64_t bytes, const char* purpose);
+  Pinned staging_[2], readback_[2];
   Event epoch_, mark_;
 
   // A program is run plainly once (so that everything lazy exists), recorded the second time, replayed from then on.

@@ -19,22 +19,31 @@ __device__ inline void copy_wait() {
 
 // A tile [rows][D] of bf16. 16-byte chunk q of row r lies at chunk q ^ (r % 8), so that eight rows of one column of
 // chunks fall into eight different bank groups.
-template <int D>
+// kLate: addresses of fragments are made where they are used. The compiler likes to keep those of all chunks over a loop,
+// and where sums fill the registers it then spills.
+template <int D, bool kLate = false>
 struct Tile {
   static constexpr int kChunks = D / 8;
   static constexpr int bytes(int rows) { return rows * D * 2; }
   uint32_t base;
   __device__ uint32_t at(int row, int chunk) const { return base + (row * kChunks + (chunk ^ (row & 7))) * 16; }
+  // Chunk + odd of a row; chunk is even, odd 0 or 1.
+  __device__ uint32_t fragment(int row, int chunk, int odd) const {
+    if constexpr (!kLate) return at(row, chunk + odd);
+    uint32_t swizzled;
+    asm volatile("xor.b32 %0, %1, %2;" : "=r"(swizzled) : "r"(((row & 7) ^ odd) * 16), "r"(chunk * 16));
+    return base + row * kChunks * 16 + swizzled;
+  }
 };
 
 // Loads rows [first, first + kRows) of a matrix with `stride` elements a row; rows from `limit` on and columns from `dim`
 // on are zero.
-template <int D, int kRows, int kThreads>
-__device__ inline void load_tile(const Tile<D>& tile, const bf16* matrix, int64_t stride, int first, int limit,
+template <int D, int kRows, int kThreads, bool kLate>
+__device__ inline void load_tile(const Tile<D, kLate>& tile, const bf16* matrix, int64_t stride, int first, int limit,
                                  int dim) {
   constexpr int kPieces = kRows * Tile<D>::kChunks;
   static_assert(kPieces % kThreads == 0);
-#pragma unroll
+#pragma unroll(kLate ? 4 : kPieces / kThreads)
   for (int i = 0; i < kPieces / kThreads; ++i) {
     const int piece = i * kThreads + threadIdx.x, row = piece / Tile<D>::kChunks, chunk = piece % Tile<D>::kChunks;
     const bool inside = first + row < limit && chunk * 8 < dim;
@@ -60,22 +69,22 @@ __device__ inline Four ldmatrix_transposed(uint32_t address) {
   return f;
 }
 // A fragment of rows [row, row + 16), k = [8·chunk, +16).
-template <int D>
-__device__ inline Four load_a(const Tile<D>& tile, int row, int chunk) {
+template <int D, bool kLate>
+__device__ inline Four load_a(const Tile<D, kLate>& tile, int row, int chunk) {
   const int lane = threadIdx.x % 32;
-  return ldmatrix(tile.at(row + (lane & 15), chunk + (lane >> 4)));
+  return ldmatrix(tile.fragment(row + (lane & 15), chunk, lane >> 4));
 }
 // B fragments of two n-tiles: n = the tile's rows [row, row + 16), k = its columns [8·chunk, +16). r[0..1], r[2..3].
-template <int D>
-__device__ inline Four load_b(const Tile<D>& tile, int row, int chunk) {
+template <int D, bool kLate>
+__device__ inline Four load_b(const Tile<D, kLate>& tile, int row, int chunk) {
   const int lane = threadIdx.x % 32;
-  return ldmatrix(tile.at(row + (lane & 7) + (lane >> 4) * 8, chunk + (lane >> 3 & 1)));
+  return ldmatrix(tile.fragment(row + (lane & 7) + (lane >> 4) * 8, chunk, lane >> 3 & 1));
 }
 // B fragments of two n-tiles: k = the tile's rows [row, row + 16), n = its columns [8·chunk, +16).
-template <int D>
-__device__ inline Four load_b_transposed(const Tile<D>& tile, int row, int chunk) {
+template <int D, bool kLate>
+__device__ inline Four load_b_transposed(const Tile<D, kLate>& tile, int row, int chunk) {
   const int lane = threadIdx.x % 32;
-  return ldmatrix_transposed(tile.at(row + (lane & 15), chunk + (lane >> 4)));
+  return ldmatrix_transposed(tile.fragment(row + (lane & 15), chunk, lane >> 4));
 }
 
 // d += a·b for a 16×16 · 16×8 product; d[0..1] row g, d[2..3] row g + 8, columns 2c, 2c + 1.

@@ -100,7 +100,10 @@ export interface DecodeResult {
   readonly tokens: readonly (readonly number[])[];
   readonly finish: readonly ('stop' | 'length' | 'cancelled')[];
   readonly seconds: number;
-  /** Program runs: tokens that went into every row's cache. */
+  /**
+   * Program runs whose tokens were told. On a device that runs ahead, one more may have gone over the program's tensors
+   * after the last of them (never beyond maxTokens): a caller that goes on writes its inputs anew.
+   */
   readonly steps: number;
 }
 

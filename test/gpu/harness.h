@@ -165,7 +165,7 @@ class Harness {
     std::fflush(stdout);
   }
   bool verbose = false;
-  int sessions = 50;
+  bool small = false;  // leave out what only makes a kernel do more of the same
 
   void send(const Both& both) {
     const int64_t n = both.cpu.elements();

@@ -19,6 +19,7 @@ void test_linear(Harness& h) {
                                     // Many groups of rows for each block.
                                     {1, 9000, 256},
                                     {3, 4001, 320}}) {
+        if (h.small && n * o * k > 2'500'000) continue;
         const std::string at = std::string(" ") + label(act) + " " + label(weight_dtype) + " " + std::to_string(n) +
                                "x" + std::to_string(o) + "x" + std::to_string(k);
         const Both x = h.normals(act, {n, k}), w = h.weight(weight_dtype, o, k), dy = h.normals(act, {n, o});
@@ -59,7 +60,7 @@ void test_losses(Harness& h) {
       for (const auto& [n, width, vocabulary] :
            {std::tuple<int64_t, int64_t, int64_t>{1, 32, 7}, {13, 64, 101}, {70, 96, 1000}})
         for (const int64_t chunk : {int64_t{1}, int64_t{5}, n}) {
-          if (chunk > n) continue;
+          if (chunk > n || (h.small && n > 4 * chunk)) continue;
           const std::string at = std::string(" ") + label(act) + " " + label(weight_dtype) + " " + std::to_string(n) +
                                  "x" + std::to_string(width) + "x" + std::to_string(vocabulary) + " by " +
                                  std::to_string(chunk);

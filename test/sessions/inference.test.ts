@@ -2,10 +2,10 @@
 import { test } from 'uvu';
 import * as assert from 'uvu/assert';
 
-import { openEngine } from '../../runtime/engine/engine.js';
 import { Q4Error } from '../../runtime/errors.js';
 import { InferenceSession, planInference, type GenerateOptions } from '../../runtime/sessions/inference.js';
 import type { LoadedModel } from '../../runtime/sessions/model.js';
+import { openTestEngine } from '../engine/test-device.js';
 import { integers } from '../native/random-values.js';
 import { greedy } from '../oracle/qwen3.js';
 import { configJson, goldenCase } from '../stages/golden-case.js';
@@ -13,7 +13,7 @@ import { loadedModel } from '../stages/loaded-model.js';
 import { folder } from '../stages/q4run.js';
 
 const { files, config, weights } = goldenCase({ seed: 41, greedyPrompt: null, tokens: 1, batch: 1 });
-const engine = openEngine({ device: 'cpu', threads: 2 });
+const engine = openTestEngine(2);
 let model: LoadedModel;
 /** The same model again, for second opinions while a session of the first is open. */
 let twin: LoadedModel;
@@ -182,6 +182,33 @@ test('draws depend on seed, row and place alone', async () => {
   session.dispose();
 });
 
+test('an answer that ends early leaves nothing behind for the next', async () => {
+  // Penalties look at every token seen, draws at the place in the cache: a step too many would show in both.
+  const hot = { ...GREEDY, temperature: 1.2, repetitionPenalty: 1.5, seed: 7 };
+  const session = new InferenceSession(engine, model, { rows: 2, capacity: 120 });
+  let ids = [prompt(9, 22), prompt(14, 23)];
+  for (let turn = 0; turn < 4; turn++) {
+    const alone = new InferenceSession(engine, twin, { rows: 2, capacity: 120 });
+    const { tokens: expected } = await alone.generate(ids, options(12, { sampling: hot }));
+    alone.dispose();
+    // By a stop token in even turns, by the caller in odd ones.
+    const last = expected.map((tokens) => tokens[3 + turn]!);
+    const { tokens } = await session.generate(
+      ids,
+      options(12, {
+        sampling: hot,
+        ...(turn % 2 === 0 ? { stopTokens: last } : { onToken: (row, token) => token === last[row] }),
+      }),
+    );
+    for (const [row, made] of tokens.entries()) {
+      assert.equal([...made], expected[row]!.slice(0, made.length), `turn ${turn}, row ${row}`);
+      assert.ok(last.includes(made.at(-1)!), `turn ${turn}, row ${row} ended`);
+    }
+    ids = ids.map((known, row) => [...known, ...tokens[row]!, 3 + turn]);
+  }
+  session.dispose();
+});
+
 test('memory is as planned, and given back', async () => {
   const held = engine.memory.allocatedBytes;
   for (const [rows, capacity, length] of [
@@ -189,7 +216,7 @@ test('memory is as planned, and given back', async () => {
     [3, 64, 20],
     [1, 1500, 1100],
   ] as const) {
-    const planned = planInference(model.layout, 'cpu', 'f32', { rows, capacity });
+    const planned = planInference(model.layout, engine.device.kind, 'f32', { rows, capacity });
     const session = new InferenceSession(engine, model, { rows, capacity });
     await session.generate(
       Array.from({ length: rows }, () => prompt(length, 19)),

@@ -1,0 +1,78 @@
+/** What compute-sanitizer printed, and what of it counts. */
+import { readFileSync } from 'node:fs';
+import { basename, join } from 'node:path';
+
+import { ROOT } from '../stages/q4run.js';
+
+export type Tool = 'memcheck' | 'racecheck';
+
+/**
+ * Writes that racecheck cannot follow: `function` of `file` issues a bulk copy that completes on an mbarrier, but racecheck
+ * takes it for a write by the thread that issues it, at once, and so every later read of those bytes for a race, however
+ * the readers wait for that barrier.
+ */
+const NOT_FOLLOWED = [{ file: 'sm90.cuh', function: 'copy_bytes' }] as const;
+
+interface Access {
+  readonly kind: string;
+  readonly kernel: string;
+  /** `file.cu:12`, or the offset in the kernel where there is no line. */
+  readonly place: string;
+}
+
+const HEAD = /^========= (Error|Warning): Race reported between /;
+const ACCESS = /(Read|Write) access at (.+?)\+(0x[0-9a-f]+)(?: in (\S+?):(\d+))?(?=[\s:,]|$)/g;
+
+function accessesOf(text: string): Access[] {
+  return [...text.matchAll(ACCESS)].map(([, kind, kernel, offset, file, line]) => ({
+    kind: kind!,
+    kernel: kernel!,
+    place: file === undefined ? offset! : `${basename(file)}:${line}`,
+  }));
+}
+
+/** First and last line of a function of native/cuda: from its name to the brace that closes it. */
+function linesOf(file: string, name: string): readonly [number, number] {
+  const lines = readFileSync(join(ROOT, 'native', 'cuda', file), 'utf8').split('\n');
+  const first = lines.findIndex((line) => line.startsWith('__device__') && line.includes(` ${name}(`));
+  const last = lines.findIndex((line, i) => i > first && line === '}');
+  if (first < 0 || last < 0) throw new Error(`${file} has no function ${name}`);
+  return [first + 1, last + 1];
+}
+
+const notFollowed = NOT_FOLLOWED.map((known) => ({ ...known, lines: linesOf(known.file, known.function) }));
+
+const isFollowed = ({ place }: Access): boolean => {
+  const [file, line] = place.split(':');
+  return !notFollowed.some(
+    (known) => file === known.file && Number(line) >= known.lines[0] && Number(line) <= known.lines[1],
+  );
+};
+
+/** Races between accesses of our kernels; those of cuBLASLt's, whose barriers racecheck does not follow either, are its. */
+function racesIn(output: string): string[] {
+  const races = new Map<string, number>();
+  for (const block of output.split(/^========= *$/m)) {
+    const text = block.trim();
+    if (!HEAD.test(text)) continue;
+    const accesses = accessesOf(text);
+    if (accesses.length > 0 && !accesses.some(({ kernel }) => kernel.includes('q4::gpu'))) continue;
+    if (accesses.some((access) => access.kind === 'Write' && !isFollowed(access))) continue;
+    const short = accesses.map(
+      ({ kind, kernel, place }) => `${kind} ${/(\w+)(<.*>)?\(/.exec(kernel)?.[1] ?? kernel} ${place}`,
+    );
+    const line = short.length > 0 ? [...new Set(short)].join(', ') : text.split('\n')[0]!;
+    races.set(line, (races.get(line) ?? 0) + 1);
+  }
+  return [...races].map(([line, count]) => `${count} x ${line}`);
+}
+
+/** Why the output is no clean bill; empty when it is one. `code` is the exit code of the tests. */
+export function problemsIn(tool: Tool, output: string, code: number | null): string[] {
+  const problems = tool === 'racecheck' ? racesIn(output) : [];
+  if (/Internal Sanitizer Error/.test(output)) problems.push('the sanitizer failed');
+  if (code !== 0) problems.push(`the tests ended with ${code ?? 'a signal'}`);
+  const summary = tool === 'memcheck' ? /ERROR SUMMARY: 0 errors/ : /RACECHECK SUMMARY: /;
+  if (!summary.test(output)) problems.push(tool === 'memcheck' ? 'there are reports' : 'there is no summary');
+  return problems;
+}
