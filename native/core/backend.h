@@ -181,6 +181,11 @@ class Backend {
   virtual void adamw(const Tensor& grad, const Tensor& stats, const Tensor& hyper, const Tensor& rng, bool decay,
                      int64_t stream, const Tensor& master, const Tensor& m, const Tensor& v) = 0;
 
+  // adamw, then amax of the master it leaves, in one pass: amax[slot] = max |master|, applied or not.  amax f32 [P].
+  virtual void adamw_amax(const Tensor& grad, const Tensor& stats, const Tensor& hyper, const Tensor& rng, bool decay,
+                          int64_t stream, int64_t slot, const Tensor& master, const Tensor& m, const Tensor& v,
+                          const Tensor& amax) = 0;
+
   // out[slot] = max |x|.  x f32|bf16|f16, out f32 [P].
   virtual void amax(const Tensor& x, int64_t slot, const Tensor& out) = 0;
 

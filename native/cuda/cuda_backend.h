@@ -78,6 +78,9 @@ class CudaBackend final : public Backend {
   void grad_stats(const Tensor& partials, const Tensor& loss, float max_norm, const Tensor& stats) override;
   void adamw(const Tensor& grad, const Tensor& stats, const Tensor& hyper, const Tensor& rng, bool decay,
              int64_t stream, const Tensor& master, const Tensor& m, const Tensor& v) override;
+  void adamw_amax(const Tensor& grad, const Tensor& stats, const Tensor& hyper, const Tensor& rng, bool decay,
+                  int64_t stream, int64_t slot, const Tensor& master, const Tensor& m, const Tensor& v,
+                  const Tensor& amax) override;
   void amax(const Tensor& x, int64_t slot, const Tensor& out) override;
   void quantize_nvfp4(const Tensor& master, const Tensor& amax, Slots slots, int64_t changed_slot, const Tensor& weight,
                       const Tensor& changed) override;
@@ -110,6 +113,9 @@ class CudaBackend final : public Backend {
   // y[N,O] (ld `ldy`) = x·Wᵀ for rows [first, first + count) of W, column offset `first` in y.
   void linear_product(const void* x, int64_t n, int64_t ldx, DType act, const Tensor& weight, int64_t first,
                       int64_t count, void* y, DType y_dtype, int64_t ldy);
+  // adamw; with `amax`, *amax = max |master| as well.
+  void update(const Tensor& grad, const Tensor& stats, const Tensor& hyper, const Tensor& rng, bool decay,
+              int64_t stream, const Tensor& master, const Tensor& m, const Tensor& v, float* amax);
   // One token a sequence, or a handful: decode_product.cu, linear_decode.cu. False when the shape is not one they take.
   bool linear_streamed(const Tensor& x, const Tensor& weight, const Tensor& y);
   bool linear_few_rows(const Tensor& x, const Tensor& weight, const Tensor& y);

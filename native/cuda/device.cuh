@@ -46,7 +46,8 @@ __device__ inline float rounded(float x) {
   return to_f32(from_f32<T>(x));
 }
 
-// W neighbouring elements in fp32: 8 where rows are whole 16-byte pieces, 2 or 1 elsewhere.
+// W neighbouring elements in fp32: 8 where rows are whole 16-byte pieces, 4 where fp32 streams are to be coalesced piece by
+// piece, 2 or 1 elsewhere.
 template <int W>
 struct Pack {
   float v[W];
@@ -65,6 +66,16 @@ __device__ inline Pack<W> load(const T* p) {
       static_assert(std::is_same_v<T, bf16>);
       const uint32_t word = *reinterpret_cast<const uint32_t*>(p);
       out.v[0] = low_bf16(word), out.v[1] = high_bf16(word);
+    }
+  } else if constexpr (W == 4) {
+    if constexpr (std::is_same_v<T, float>) {
+      const float4 words = *reinterpret_cast<const float4*>(p);
+      out.v[0] = words.x, out.v[1] = words.y, out.v[2] = words.z, out.v[3] = words.w;
+    } else {
+      static_assert(std::is_same_v<T, bf16>);
+      const uint2 words = *reinterpret_cast<const uint2*>(p);
+      out.v[0] = low_bf16(words.x), out.v[1] = high_bf16(words.x);
+      out.v[2] = low_bf16(words.y), out.v[3] = high_bf16(words.y);
     }
   } else if constexpr (std::is_same_v<T, float>) {
     static_assert(W == 8);
@@ -97,6 +108,11 @@ __device__ inline void store(T* p, const Pack<W>& x) {
       *reinterpret_cast<float2*>(p) = make_float2(x.v[0], x.v[1]);
     else
       *reinterpret_cast<uint32_t*>(p) = pack_bf16(x.v[0], x.v[1]);
+  } else if constexpr (W == 4) {
+    if constexpr (std::is_same_v<T, float>)
+      *reinterpret_cast<float4*>(p) = make_float4(x.v[0], x.v[1], x.v[2], x.v[3]);
+    else
+      *reinterpret_cast<uint2*>(p) = make_uint2(pack_bf16(x.v[0], x.v[1]), pack_bf16(x.v[2], x.v[3]));
   } else if constexpr (std::is_same_v<T, float>) {
     reinterpret_cast<float4*>(p)[0] = make_float4(x.v[0], x.v[1], x.v[2], x.v[3]);
     reinterpret_cast<float4*>(p)[1] = make_float4(x.v[4], x.v[5], x.v[6], x.v[7]);
@@ -109,6 +125,28 @@ __device__ inline void store(T* p, const Pack<W>& x) {
     for (int i = 0; i < 4; ++i) w[i] = f32_to_f16(x.v[2 * i]) | uint32_t{f32_to_f16(x.v[2 * i + 1])} << 16;
     *reinterpret_cast<uint4*>(p) = make_uint4(w[0], w[1], w[2], w[3]);
   }
+}
+
+// The same, for what is not touched again soon: it makes way first in the L2 cache. Four elements or one.
+template <int W, typename T>
+__device__ inline Pack<W> load_once(const T* p) {
+  if constexpr (W == 4 && std::is_same_v<T, float>) {
+    const float4 words = __ldcs(reinterpret_cast<const float4*>(p));
+    return {words.x, words.y, words.z, words.w};
+  } else if constexpr (W == 4) {
+    static_assert(std::is_same_v<T, bf16>);
+    const uint2 words = __ldcs(reinterpret_cast<const uint2*>(p));
+    return {low_bf16(words.x), high_bf16(words.x), low_bf16(words.y), high_bf16(words.y)};
+  } else {
+    return load<W>(p);
+  }
+}
+template <int W>
+__device__ inline void store_once(float* p, const Pack<W>& x) {
+  if constexpr (W == 4)
+    __stcs(reinterpret_cast<float4*>(p), make_float4(x.v[0], x.v[1], x.v[2], x.v[3]));
+  else
+    store<W>(p, x);
 }
 
 __device__ inline float warp_sum(float x) {
