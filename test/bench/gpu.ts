@@ -52,6 +52,7 @@ async function benchTraining(
       tokens,
       loss: 'cross_entropy',
       recompute: 'none',
+      gradients: 'auto',
       maxGradNorm: 1,
       betas: [0.9, 0.95],
       eps: 1e-8,
