@@ -121,7 +121,7 @@ class Backend {
   // loss (+)= scale·Σ_{label≥0} (lse − logit[label]); rows with label < 0 do not count and get a zero gradient.
   // x act [N,H], W [V,H], labels i32 [N], scale f32 [1] (1 / counted tokens of the whole step)
   // → loss f32 [1] (accumulates); and when given, the gradients of that loss: dx act [N,H] (overwrites) and
-  //   dW f32 [V,H] (accumulates).  scratch f32 [rows of a chunk, V].
+  //   dW f32 [V,H] (accumulates).  scratch f32 [rows of a chunk, V]; what is more may hold the weight in x's dtype.
   virtual void linear_cross_entropy(const Tensor& x, const Tensor& weight, const Tensor& labels, const Tensor& scale,
                                     bool accumulate, const Tensor& loss, const Tensor& dx, const Tensor& dweight,
                                     const Tensor& scratch) = 0;

@@ -103,8 +103,9 @@ class CudaBackend final : public Backend {
     int64_t ld;
     const float* alpha;  // what the product is still to be multiplied by; null is 1
   };
-  // The part [first_row, +rows) × [first_col, +cols) of a weight; converted into the workspace where need be.
-  Operand operand(const Tensor& weight, DType act, int64_t first_row, int64_t rows, int64_t first_col, int64_t cols);
+  // The part [first_row, +rows) × [first_col, +cols) of a weight; converted into `buffer` where need be.
+  Operand operand(const Tensor& weight, DType act, int64_t first_row, int64_t rows, int64_t first_col, int64_t cols,
+                  void* buffer);
   // Whether `weight` is used where it stands, and otherwise how many elements of it the workspace holds.
   static bool in_place(const Tensor& weight, DType act);
   static int64_t operand_capacity(DType act);
@@ -152,6 +153,8 @@ class CudaBackend final : public Backend {
   float* constants() const { return reinterpret_cast<float*>(small()); }
   // Zero between kernels: a kernel whose last block finishes the work counts its blocks here and resets it.
   static constexpr int kTickets = (Workspace::kSmallBytes - 256) / 4;
+  // { sum, blocks done } of a count, zero between kernels too; behind the constants.
+  int32_t* tally() const { return reinterpret_cast<int32_t*>(small() + 128); }
   uint32_t* ticket() const { return reinterpret_cast<uint32_t*>(small() + 256); }
   char* small() const {
     return workspace_bytes_ + Workspace::kProductBytes + Workspace::kWeightBytes + Workspace::kPartialBytes;
