@@ -127,28 +127,6 @@ __device__ inline void store(T* p, const Pack<W>& x) {
   }
 }
 
-// The same, for what is not touched again soon: it makes way first in the L2 cache. Four elements or one.
-template <int W, typename T>
-__device__ inline Pack<W> load_once(const T* p) {
-  if constexpr (W == 4 && std::is_same_v<T, float>) {
-    const float4 words = __ldcs(reinterpret_cast<const float4*>(p));
-    return {words.x, words.y, words.z, words.w};
-  } else if constexpr (W == 4) {
-    static_assert(std::is_same_v<T, bf16>);
-    const uint2 words = __ldcs(reinterpret_cast<const uint2*>(p));
-    return {low_bf16(words.x), high_bf16(words.x), low_bf16(words.y), high_bf16(words.y)};
-  } else {
-    return load<W>(p);
-  }
-}
-template <int W>
-__device__ inline void store_once(float* p, const Pack<W>& x) {
-  if constexpr (W == 4)
-    __stcs(reinterpret_cast<float4*>(p), make_float4(x.v[0], x.v[1], x.v[2], x.v[3]));
-  else
-    store<W>(p, x);
-}
-
 __device__ inline float warp_sum(float x) {
 #pragma unroll
   for (int offset = 16; offset; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);

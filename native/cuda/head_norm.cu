@@ -9,6 +9,8 @@ namespace {
 constexpr int kWarps = 4;
 // Heads that one warp takes when there are many rows: the angles are computed once for all of them.
 constexpr int kHeadsPerWarp = 8;
+// Heads whose loads are under way at once.
+constexpr int kForwardTogether = 4, kBackwardTogether = 2;
 
 // A lane holds W neighbouring pairs (i, i + D/2) from i = W·lane on, then from 32·W further on, and so forth.
 template <int W>
@@ -73,24 +75,35 @@ __global__ void __launch_bounds__(kWarps * 32)
   const int first = static_cast<int>(item % groups) * per_warp;
   const Rotation<W> r = rotation<W>(f, positions[n], lane, half);
   const Held<W> low_weight = load_half<W>(weight, lane, half), high_weight = load_half<W>(weight + half, lane, half);
-  for (int h = first; h < min(heads, first + per_warp); ++h) {
-    const T* in = x + (n * heads + h) * dim;
-    Held<W> low = load_half<W>(in, lane, half), high = load_half<W>(in + half, lane, half);
-    float squares = 0;
+  const int end = min(heads, first + per_warp);
+  for (int next = first; next < end; next += kForwardTogether) {
+    Held<W> lows[kForwardTogether], highs[kForwardTogether];
 #pragma unroll
-    for (int e = 0; e < Held<W>::kSteps * W; ++e) squares += low.v[e] * low.v[e] + high.v[e] * high.v[e];
-    const float scale = rsqrtf(warp_sum(squares) / static_cast<float>(dim) + eps);
-    if (lane == 0) rstd[n * heads + h] = scale;
-#pragma unroll
-    for (int e = 0; e < Held<W>::kSteps * W; ++e) {
-      const float a = rounded<T>(low.v[e] * scale) * low_weight.v[e];
-      const float b = rounded<T>(high.v[e] * scale) * high_weight.v[e];
-      low.v[e] = a * r.cosine.v[e] - b * r.sine.v[e];
-      high.v[e] = b * r.cosine.v[e] + a * r.sine.v[e];
+    for (int t = 0; t < kForwardTogether; ++t) {
+      const T* in = x + (n * heads + next + t) * dim;
+      if (next + t < end) lows[t] = load_half<W>(in, lane, half), highs[t] = load_half<W>(in + half, lane, half);
     }
-    T* out = y + (n * heads + h) * dim;
-    store_half<W>(out, low, lane, half);
-    store_half<W>(out + half, high, lane, half);
+#pragma unroll
+    for (int t = 0; t < kForwardTogether; ++t) {
+      const int h = next + t;
+      if (h >= end) break;
+      Held<W>&low = lows[t], &high = highs[t];
+      float squares = 0;
+#pragma unroll
+      for (int e = 0; e < Held<W>::kSteps * W; ++e) squares += low.v[e] * low.v[e] + high.v[e] * high.v[e];
+      const float scale = rsqrtf(warp_sum(squares) / static_cast<float>(dim) + eps);
+      if (lane == 0) rstd[n * heads + h] = scale;
+#pragma unroll
+      for (int e = 0; e < Held<W>::kSteps * W; ++e) {
+        const float a = rounded<T>(low.v[e] * scale) * low_weight.v[e];
+        const float b = rounded<T>(high.v[e] * scale) * high_weight.v[e];
+        low.v[e] = a * r.cosine.v[e] - b * r.sine.v[e];
+        high.v[e] = b * r.cosine.v[e] + a * r.sine.v[e];
+      }
+      T* out = y + (n * heads + h) * dim;
+      store_half<W>(out, low, lane, half);
+      store_half<W>(out + half, high, lane, half);
+    }
   }
 }
 
@@ -110,34 +123,50 @@ __global__ void __launch_bounds__(kWarps * 32)
     const int64_t n = item / groups;
     const int first = static_cast<int>(item % groups) * kHeadsPerWarp;
     const Rotation<W> r = rotation<W>(f, positions[n], lane, half);
-    for (int h = first; h < min(heads, first + kHeadsPerWarp); ++h) {
-      const int64_t at = (n * heads + h) * dim;
-      const float scale = rstd[n * heads + h];
-      const Held<W> low_dy = load_half<W>(dy + at, lane, half), high_dy = load_half<W>(dy + at + half, lane, half);
-      Held<W> low_x = load_half<W>(x + at, lane, half), high_x = load_half<W>(x + at + half, lane, half);
-      Held<W> low_gradient, high_gradient;
-      float dot = 0;
+    const int end = min(heads, first + kHeadsPerWarp);
+    for (int next = first; next < end; next += kBackwardTogether) {
+      Held<W> low_dys[kBackwardTogether], high_dys[kBackwardTogether], low_xs[kBackwardTogether],
+          high_xs[kBackwardTogether];
+      float scales[kBackwardTogether];
 #pragma unroll
-      for (int e = 0; e < kElements; ++e) {
-        const bool inside = (e / W * 32 + lane) * W < half;
-        low_x.v[e] *= scale, high_x.v[e] *= scale;
-        // The rotation backwards: by the negative angle.
-        const float low = inside ? low_dy.v[e] * r.cosine.v[e] + high_dy.v[e] * r.sine.v[e] : 0.0f;
-        const float high = inside ? high_dy.v[e] * r.cosine.v[e] - low_dy.v[e] * r.sine.v[e] : 0.0f;
-        low_sum.v[e] += low * low_x.v[e];
-        high_sum.v[e] += high * high_x.v[e];
-        low_gradient.v[e] = low * low_weight.v[e];
-        high_gradient.v[e] = high * high_weight.v[e];
-        dot += low_gradient.v[e] * low_x.v[e] + high_gradient.v[e] * high_x.v[e];
+      for (int t = 0; t < kBackwardTogether; ++t) {
+        if (next + t >= end) break;
+        const int64_t at = (n * heads + next + t) * dim;
+        low_dys[t] = load_half<W>(dy + at, lane, half), high_dys[t] = load_half<W>(dy + at + half, lane, half);
+        low_xs[t] = load_half<W>(x + at, lane, half), high_xs[t] = load_half<W>(x + at + half, lane, half);
+        scales[t] = rstd[n * heads + next + t];
       }
-      const float mean = warp_sum(dot) / static_cast<float>(dim);
 #pragma unroll
-      for (int e = 0; e < kElements; ++e) {
-        low_gradient.v[e] = scale * (low_gradient.v[e] - low_x.v[e] * mean);
-        high_gradient.v[e] = scale * (high_gradient.v[e] - high_x.v[e] * mean);
+      for (int t = 0; t < kBackwardTogether; ++t) {
+        if (next + t >= end) break;
+        const int64_t at = (n * heads + next + t) * dim;
+        const Held<W>&low_dy = low_dys[t], &high_dy = high_dys[t];
+        Held<W>&low_x = low_xs[t], &high_x = high_xs[t];
+        const float scale = scales[t];
+        Held<W> low_gradient, high_gradient;
+        float dot = 0;
+#pragma unroll
+        for (int e = 0; e < kElements; ++e) {
+          const bool inside = (e / W * 32 + lane) * W < half;
+          low_x.v[e] *= scale, high_x.v[e] *= scale;
+          // The rotation backwards: by the negative angle.
+          const float low = inside ? low_dy.v[e] * r.cosine.v[e] + high_dy.v[e] * r.sine.v[e] : 0.0f;
+          const float high = inside ? high_dy.v[e] * r.cosine.v[e] - low_dy.v[e] * r.sine.v[e] : 0.0f;
+          low_sum.v[e] += low * low_x.v[e];
+          high_sum.v[e] += high * high_x.v[e];
+          low_gradient.v[e] = low * low_weight.v[e];
+          high_gradient.v[e] = high * high_weight.v[e];
+          dot += low_gradient.v[e] * low_x.v[e] + high_gradient.v[e] * high_x.v[e];
+        }
+        const float mean = warp_sum(dot) / static_cast<float>(dim);
+#pragma unroll
+        for (int e = 0; e < kElements; ++e) {
+          low_gradient.v[e] = scale * (low_gradient.v[e] - low_x.v[e] * mean);
+          high_gradient.v[e] = scale * (high_gradient.v[e] - high_x.v[e] * mean);
+        }
+        store_half<W>(dx + at, low_gradient, lane, half);
+        store_half<W>(dx + at + half, high_gradient, lane, half);
       }
-      store_half<W>(dx + at, low_gradient, lane, half);
-      store_half<W>(dx + at + half, high_gradient, lane, half);
     }
   }
   if (!partial) return;

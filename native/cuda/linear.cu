@@ -15,7 +15,9 @@ constexpr int kThreads = 256;
 constexpr int kHalves = 4;
 
 // Rows [0, rows) × columns [first_col, first_col + cols) of a matrix of `width` columns → y [rows, cols] bf16,
-// code · block scale. Eight codes a step; cols and first_col are multiples of 16.
+// code · block scale. Eight codes a step; cols and first_col are multiples of 16. kWhole: the rows are whole, so that no
+// step needs to know its row.
+template <bool kWhole>
 __global__ void __launch_bounds__(kThreads)
     unpack_bf16_kernel(const uint8_t* codes, const uint8_t* scales, bf16* y, int64_t rows, int64_t width,
                        int64_t first_col, int64_t cols) {
@@ -27,9 +29,9 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = 0; i < kHalves; ++i) {
     const int64_t at = first + i * kThreads;
     if (at >= total) continue;
-    const int64_t row = at / per_row, column = first_col + at % per_row * 8;
-    packed[i] = *reinterpret_cast<const uint32_t*>(codes + (row * width + column) / 2);
-    scale[i] = scales[(row * width + column) / kBlock];
+    const int64_t element = kWhole ? at * 8 : at / per_row * width + first_col + at % per_row * 8;
+    packed[i] = *reinterpret_cast<const uint32_t*>(codes + element / 2);
+    scale[i] = scales[element / kBlock];
   }
 #pragma unroll
   for (int i = 0; i < kHalves; ++i) {
@@ -93,8 +95,9 @@ CudaBackend::Operand CudaBackend::operand(const Tensor& weight, DType act, int64
   if (weight.dtype == DType::nvfp4) {
     const uint8_t *codes = weight.as<uint8_t>() + start / 2, *scales = weight.scale + start / kBlock;
     if (act == DType::bf16) {
-      launch({blocks_for(rows * cols / 8, kThreads * kHalves), kThreads, stream(), 0, overlap()}, unpack_bf16_kernel,
-             codes, scales, static_cast<bf16*>(buffer), rows, width, first_col, cols);
+      auto* kernel = cols == width ? unpack_bf16_kernel<true> : unpack_bf16_kernel<false>;
+      launch({blocks_for(rows * cols / 8, kThreads * kHalves), kThreads, stream(), 0, overlap()}, kernel, codes, scales,
+             static_cast<bf16*>(buffer), rows, width, first_col, cols);
       return {buffer, cols, weight.global_scale};
     }
     launch({blocks_for(rows * cols / 8, kThreads), kThreads, stream(), 0, overlap()}, unpack_f32_kernel, codes, scales,

@@ -108,11 +108,17 @@ struct AdamwCall {
 // Blocks of kQuads pieces of kThreads · W elements. With kAmax, *amax becomes the largest magnitude of the master that is
 // left; the largest is the same in any order, so the number of blocks is free.
 constexpr int kQuads = 2;
+// Enough that a projection of Qwen3-4B takes one round, few enough for the last block to join the maxima of.
+constexpr unsigned kMaxUpdateBlocks = 16384;
 template <typename G, typename Master, int W, bool kAmax>
 __global__ void __launch_bounds__(kThreads)
     adamw_kernel(const G* grad, AdamwCall call, Master* master, float* m, float* v, int64_t elements, float* partial,
                  uint32_t* ticket, float* amax) {
-  begin_weights();
+  // A master whose amax is wanted is quantised next; no product reads it. Any other may be a weight itself.
+  if constexpr (kAmax)
+    begin();
+  else
+    begin_weights();
   const bool applied = call.stats[2] != 0;
   if (!kAmax && !applied) return;
   const float *hyper = call.hyper, clip = call.stats[1];
@@ -127,7 +133,7 @@ __global__ void __launch_bounds__(kThreads)
       const int64_t i = first + q * kStep;
       if (i >= elements) continue;
       w_i[q] = load<W>(master + i);
-      if (applied) g_i[q] = load_once<W>(grad + i), m_i[q] = load_once<W>(m + i), v_i[q] = load_once<W>(v + i);
+      if (applied) g_i[q] = load<W>(grad + i), m_i[q] = load<W>(m + i), v_i[q] = load<W>(v + i);
     }
 #pragma unroll
     for (int q = 0; q < kQuads; ++q) {
@@ -144,8 +150,8 @@ __global__ void __launch_bounds__(kThreads)
           w.v[j] = w.v[j] - shrink * w.v[j];
           w.v[j] = w.v[j] - lr * (m_j * correction1) / (sqrtf(v_j * correction2) + eps);
         }
-        store_once<W>(m + i, m_i[q]);
-        store_once<W>(v + i, v_i[q]);
+        store<W>(m + i, m_i[q]);
+        store<W>(v + i, v_i[q]);
         if constexpr (std::is_same_v<Master, bf16>) {
           // Four elements share a Philox call.
           const Philox4 draw = philox_group(call.rng[0], call.rng[1], Draw::rounding, call.stream, call.rng[2],
@@ -209,9 +215,7 @@ void CudaBackend::update(const Tensor& grad, const Tensor& stats, const Tensor& 
         using G = decltype(g);
         using P = decltype(p);
         constexpr int kWidth = decltype(width)::value;
-        unsigned blocks = blocks_for(elements, int64_t{kThreads} * kWidth * kQuads);
-        // Few partial maxima: the last block has them all to join.
-        if (amax) blocks = std::min(blocks, static_cast<unsigned>(processors_) * 8);
+        const unsigned blocks = std::min(blocks_for(elements, int64_t{kThreads} * kWidth * kQuads), kMaxUpdateBlocks);
         auto* kernel = amax ? adamw_kernel<G, P, kWidth, true> : adamw_kernel<G, P, kWidth, false>;
         launch({blocks, kThreads, this->stream(), 0, overlap()}, kernel, grad.as<G>(), call, master.as<P>(), m.f32(),
                v.f32(), elements, partials(), ticket(), amax);
