@@ -198,6 +198,14 @@ void allow_shared(Kernel* kernel, size_t bytes) {
                                   static_cast<int>(bytes)));
 }
 
+// How many blocks of a kernel the device runs at the same time.
+template <typename Kernel>
+unsigned resident_blocks(Kernel* kernel, int threads, int processors, size_t shared_bytes = 0) {
+  int blocks = 0;
+  Q4_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes));
+  return static_cast<unsigned>(blocks > 0 ? blocks * processors : 1);
+}
+
 // Calls body with a value of the activation type.
 template <typename Body>
 void by_activation(DType dtype, Body&& body) {

@@ -1,4 +1,6 @@
 // RMSNorm, residual add + RMSNorm, and their gradient.
+#include <algorithm>
+
 #include "cuda/column_sum.cuh"
 #include "cuda/cuda_backend.h"
 
@@ -205,19 +207,22 @@ void CudaBackend::rms_norm_backward(const Tensor& dy, const Tensor& x, const Ten
                                     const Tensor& dresidual, bool accumulate, const Tensor& dx, const Tensor& dweight,
                                     const Tensor&) {
   const int64_t rows = x.rows(), width = x.cols();
-  // As many blocks as keep the device full, and no more rows of partial sums than the workspace holds.
-  int64_t blocks = std::min<int64_t>(rows, int64_t{processors_} * 4);
+  // No more rows of partial sums than the workspace holds.
+  int64_t blocks = rows;
   if (dweight) blocks = std::max<int64_t>(1, std::min(blocks, Workspace::kPartialBytes / 4 / width));
   by_activation(x.dtype, [&](auto act) {
     using T = decltype(act);
     by_width(wide(width, dy, x, weight, dx, dresidual), [&](auto w) {
       const bool held = row_is_held(width / w);
       const size_t shared = dweight && !held ? static_cast<size_t>(width) * 4 : 0;
-      const Launch how{static_cast<unsigned>(blocks), row_threads(width / w), stream(), shared, overlap()};
+      const unsigned threads = row_threads(width / w);
       auto* kernel = dweight ? held ? rms_norm_backward_held_kernel<T, w, true> : rms_norm_backward_kernel<T, w, true>
-                     : held  ? rms_norm_backward_held_kernel<T, w, false>
+                     : held ? rms_norm_backward_held_kernel<T, w, false>
                              : rms_norm_backward_kernel<T, w, false>;
       allow_shared(kernel, shared);
+      // All at once: a second round of blocks would find most of the device idle.
+      blocks = std::min<int64_t>(blocks, resident_blocks(kernel, static_cast<int>(threads), processors_, shared));
+      const Launch how{static_cast<unsigned>(blocks), threads, stream(), shared, overlap()};
       launch(how, kernel, dy.as<T>(), x.as<T>(), weight.f32(), rstd.f32(), dresidual.as<T>(), dx.as<T>(), partials(),
              rows, width);
     });

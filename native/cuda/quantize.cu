@@ -108,7 +108,8 @@ __global__ void dequantize_kernel(const uint32_t* codes, const uint8_t* scales, 
   store<8>(y + half * 8, out);
 }
 
-__global__ void count_changed_kernel(const uint32_t* a, const uint32_t* b, int32_t* tally, int32_t* out, int64_t halves) {
+__global__ void count_changed_kernel(const uint32_t* a, const uint32_t* b, int32_t* tally, int32_t* out,
+                                     int64_t halves) {
   begin();
   const int64_t half = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   add_up(half < halves ? __popc(nvfp4_differing_codes(a[half], b[half])) : 0, tally, out);

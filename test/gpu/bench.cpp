@@ -155,12 +155,17 @@ void bench_training(Harness& h) {
       const double e = static_cast<double>(s.o * s.k), all = 4.022e9 / e;
       const double t1 = seconds(h, [&] { g.sum_squares(dw, 0, slots); }),
                    t2 = seconds(h, [&] { g.adamw_amax(dw, stats, hyper, rng, true, 0, 1, master, m, v, slots); });
-      const double t3 = seconds(h, [&] { g.quantize_nvfp4(master, slots, {1, 2}, 0, w, changed); }), t4 = seconds(h, [&] {
-        g.adamw_amax(dw, stats, hyper, rng, true, 0, 1, master, m, v, slots);
-        g.quantize_nvfp4(master, slots, {1, 2}, 0, w, changed);
-      });
+      const double t3 = seconds(h,
+                                [&] {
+                                  g.quantize_nvfp4(master, slots, {1, 2}, 0, w, changed);
+                                }),
+                   t4 = seconds(h, [&] {
+                     g.adamw_amax(dw, stats, hyper, rng, true, 0, 1, master, m, v, slots);
+                     g.quantize_nvfp4(master, slots, {1, 2}, 0, w, changed);
+                   });
       by_bytes("sum_squares bf16", e * 2, t1), by_bytes("adamw_amax, fp32 masters, bf16 gradients", e * 26, t2),
-          by_bytes("quantize_nvfp4", e * (4 + 1.0625), t3), by_bytes("adamw_amax, then quantize_nvfp4", e * 31.0625, t4);
+          by_bytes("quantize_nvfp4", e * (4 + 1.0625), t3),
+          by_bytes("adamw_amax, then quantize_nvfp4", e * 31.0625, t4);
       update = (t1 + t4) * all;
     }
     h.clear();
@@ -220,7 +225,8 @@ void bench_training(Harness& h) {
     const Tensor labels = i32_tensor(h, n, [&](int64_t) { return h.below(kVocabulary); }),
                  scale = random_tensor(h, DType::f32, {1}, 1e-4f);
     const Tensor loss = h.on(g, DType::f32, {1}), dx = h.on(g, DType::bf16, {n, kHidden}),
-                 dw = h.on(g, DType::f32, {kVocabulary, kHidden}), scratch = h.on(g, DType::f32, {n + kHidden / 2, kVocabulary});
+                 dw = h.on(g, DType::f32, {kVocabulary, kHidden}),
+                 scratch = h.on(g, DType::f32, {n + kHidden / 2, kVocabulary});
     head = seconds(
         h, [&] { g.linear_cross_entropy(x, w, labels, scale, false, loss, dx, dw, scratch); }, 2, 3);
     by_flops("linear_cross_entropy with gradients", 6.0 * n * kVocabulary * kHidden, head);
