@@ -163,12 +163,12 @@ export class TrainingSession {
       const program = this.#program(i === 0 ? 'overwrite' : 'accumulate');
       const result = await program.run({ profile });
       gradients += result.seconds;
-      ops.push(...withCosts(program.program, result.ops ?? []));
+      if (result.ops) ops.push(...withCosts(program.program, result.ops));
     }
     this.#writeHyper(learningRate, step);
     const optimizer = this.#program('update');
     const update = await optimizer.run({ profile });
-    ops.push(...withCosts(optimizer.program, update.ops ?? []));
+    if (update.ops) ops.push(...withCosts(optimizer.program, update.ops));
     const [gradNorm = NaN, , applied = 0, loss = NaN] = this.#floats('stats');
     const changedShare = this.#changedShare();
     return {
