@@ -7,7 +7,7 @@
 namespace q4::gpu {
 namespace {
 
-constexpr int kColumns = 32, kLanes = 8;
+constexpr int kColumns = 32, kLanes = 32;
 
 // One block a strip of kColumns columns; kLanes threads a column take every kLanes-th row, then add up in order.
 __global__ void column_sum_kernel(const float* partial, int64_t rows, int64_t width, bool accumulate, float* out) {
@@ -15,8 +15,11 @@ __global__ void column_sum_kernel(const float* partial, int64_t rows, int64_t wi
   __shared__ float shared[kLanes][kColumns];
   const int64_t column = int64_t{blockIdx.x} * kColumns + threadIdx.x;
   float sum = 0;
-  if (column < width)
+  if (column < width) {
+    // Few blocks: what counts is how many loads are under way.
+#pragma unroll 8
     for (int64_t r = threadIdx.y; r < rows; r += kLanes) sum += partial[r * width + column];
+  }
   shared[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
   if (threadIdx.y != 0 || column >= width) return;

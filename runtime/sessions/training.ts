@@ -158,6 +158,7 @@ export class TrainingSession {
     const scale = this.#lossScale(batches);
     const ops: ProfiledOp[] = [];
     let gradients = 0;
+    this.#writeHyper(learningRate, step);
     for (const [i, batch] of batches.entries()) {
       this.#feed(batch, scale);
       const program = this.#program(i === 0 ? 'overwrite' : 'accumulate');
@@ -165,7 +166,6 @@ export class TrainingSession {
       gradients += result.seconds;
       if (result.ops) ops.push(...withCosts(program.program, result.ops));
     }
-    this.#writeHyper(learningRate, step);
     const optimizer = this.#program('update');
     const update = await optimizer.run({ profile });
     if (update.ops) ops.push(...withCosts(optimizer.program, update.ops));
