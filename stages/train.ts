@@ -52,6 +52,7 @@ interface Params extends DataParams {
   readonly eval?: NonNullable<DataParams['eval']> & { readonly every: number };
   readonly checkpoint: { readonly every: number; readonly keep_last: number; readonly keep_best: number };
   readonly recompute: 'none' | 'block';
+  readonly gradients: 'auto' | 'fp32';
   readonly memory: { readonly limit_gib?: number };
   readonly log_every: number;
   readonly stop_on_divergence: boolean;
@@ -65,6 +66,7 @@ const optionsOf = (params: Params, seed: number): TrainingOptions => ({
   tokens: params.seq_len,
   loss: params.loss,
   recompute: params.recompute,
+  gradients: params.gradients,
   maxGradNorm: params.max_grad_norm,
   betas: params.optimizer.betas,
   eps: params.optimizer.eps,

@@ -130,7 +130,7 @@ class Backend {
   // loss (+)= scale·Σ_{label≥0} (lse − logit[label]); rows with label < 0 do not count and get a zero gradient.
   // x act [N,H], W [V,H], labels i32 [N], scale f32 [1] (1 / counted tokens of the whole step)
   // → loss f32 [1] (accumulates); and when given, the gradients of that loss: dx act [N,H] (overwrites) and
-  //   dW f32 [V,H] (accumulates).  scratch f32 [rows of a chunk, V].
+  //   dW f32 [V,H] (accumulates).  scratch f32 [rows of a chunk, V]; what is more may hold the weight in x's dtype.
   virtual void linear_cross_entropy(const Tensor& x, const Tensor& weight, const Tensor& labels, const Tensor& scale,
                                     bool accumulate, const Tensor& loss, const Tensor& dx, const Tensor& dweight,
                                     const Tensor& scratch) = 0;
@@ -189,6 +189,11 @@ class Backend {
   // m, v f32.
   virtual void adamw(const Tensor& grad, const Tensor& stats, const Tensor& hyper, const Tensor& rng, bool decay,
                      int64_t stream, const Tensor& master, const Tensor& m, const Tensor& v) = 0;
+
+  // adamw, then amax of the master it leaves, in one pass: amax[slot] = max |master|, applied or not.  amax f32 [P].
+  virtual void adamw_amax(const Tensor& grad, const Tensor& stats, const Tensor& hyper, const Tensor& rng, bool decay,
+                          int64_t stream, int64_t slot, const Tensor& master, const Tensor& m, const Tensor& v,
+                          const Tensor& amax) = 0;
 
   // out[slot] = max |x|.  x f32|bf16|f16, out f32 [P].
   virtual void amax(const Tensor& x, int64_t slot, const Tensor& out) = 0;

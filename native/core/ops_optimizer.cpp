@@ -10,6 +10,18 @@ namespace {
 unsigned same(const Tensor& tensor) { return dtype_bit(tensor.dtype); }
 int64_t whole(double value) { return static_cast<int64_t>(value); }
 
+void check_adamw(OpChecker& c) {
+  const Tensor& grad = c.in(0);
+  c.require(same(grad) & kAct, "grad must be f32 or bf16");
+  c.in_is(1, kF32, {4});
+  c.in_is(2, kF32, {8});
+  c.in_is(3, kI32, {4});
+  c.require(same(c.out(0)) & kAct, "master must be f32 or bf16");
+  for (int i = 0; i < 3; ++i) c.require(c.out(i).dims == grad.dims, "all shapes must equal grad's");
+  c.require(c.out(1).dtype == DType::f32 && c.out(2).dtype == DType::f32, "m and v must be f32");
+  c.whole(1, 0, UINT32_MAX);
+}
+
 }  // namespace
 
 void add_optimizer_ops(std::vector<OpDef>& table) {
@@ -39,20 +51,23 @@ void add_optimizer_ops(std::vector<OpDef>& table) {
                    {"grad", "stats", "hyper", "rng"},
                    {"master", "m", "v"},
                    {"decay", "stream"},
-                   [](OpChecker& c) {
-                     const Tensor& grad = c.in(0);
-                     c.require(same(grad) & kAct, "grad must be f32 or bf16");
-                     c.in_is(1, kF32, {4});
-                     c.in_is(2, kF32, {8});
-                     c.in_is(3, kI32, {4});
-                     c.require(same(c.out(0)) & kAct, "master must be f32 or bf16");
-                     for (int i = 0; i < 3; ++i) c.require(c.out(i).dims == grad.dims, "all shapes must equal grad's");
-                     c.require(c.out(1).dtype == DType::f32 && c.out(2).dtype == DType::f32, "m and v must be f32");
-                     c.whole(1, 0, UINT32_MAX);
-                   },
+                   check_adamw,
                    [](Backend& b, const OpCall& o) {
                      b.adamw(o.in[0], o.in[1], o.in[2], o.in[3], o.attrs[0] != 0, whole(o.attrs[1]), o.out[0], o.out[1],
                              o.out[2]);
+                   }});
+  table.push_back({"adamw_amax",
+                   {"grad", "stats", "hyper", "rng"},
+                   {"master", "m", "v", "amax"},
+                   {"decay", "stream", "slot"},
+                   [](OpChecker& c) {
+                     check_adamw(c);
+                     c.out_is(3, kF32, {-1});
+                     c.slot(2, c.out(3));
+                   },
+                   [](Backend& b, const OpCall& o) {
+                     b.adamw_amax(o.in[0], o.in[1], o.in[2], o.in[3], o.attrs[0] != 0, whole(o.attrs[1]),
+                                  whole(o.attrs[2]), o.out[0], o.out[1], o.out[2], o.out[3]);
                    }});
   table.push_back({"amax",
                    {"x"},

@@ -50,6 +50,9 @@ class FastBackend final : public ReferenceBackend {
   void sum_squares(const Tensor& x, int64_t slot, const Tensor& partials) override;
   void adamw(const Tensor& grad, const Tensor& stats, const Tensor& hyper, const Tensor& rng, bool decay,
              int64_t stream, const Tensor& master, const Tensor& m, const Tensor& v) override;
+  void adamw_amax(const Tensor& grad, const Tensor& stats, const Tensor& hyper, const Tensor& rng, bool decay,
+                  int64_t stream, int64_t slot, const Tensor& master, const Tensor& m, const Tensor& v,
+                  const Tensor& amax) override;
   void amax(const Tensor& x, int64_t slot, const Tensor& out) override;
   void quantize_nvfp4(const Tensor& master, const Tensor& amax, Slots slots, int64_t changed_slot, const Tensor& weight,
                       const Tensor& changed) override;

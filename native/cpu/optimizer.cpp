@@ -57,4 +57,11 @@ void FastBackend::adamw(const Tensor& grad, const Tensor& stats, const Tensor& h
   });
 }
 
+void FastBackend::adamw_amax(const Tensor& grad, const Tensor& stats, const Tensor& hyper, const Tensor& rng,
+                             bool decay, int64_t stream, int64_t slot, const Tensor& master, const Tensor& m,
+                             const Tensor& v, const Tensor& out) {
+  adamw(grad, stats, hyper, rng, decay, stream, master, m, v);
+  amax(master, slot, out);
+}
+
 }  // namespace q4

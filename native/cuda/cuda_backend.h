@@ -82,6 +82,9 @@ class CudaBackend final : public Backend {
   void grad_stats(const Tensor& partials, const Tensor& loss, float max_norm, const Tensor& stats) override;
   void adamw(const Tensor& grad, const Tensor& stats, const Tensor& hyper, const Tensor& rng, bool decay,
              int64_t stream, const Tensor& master, const Tensor& m, const Tensor& v) override;
+  void adamw_amax(const Tensor& grad, const Tensor& stats, const Tensor& hyper, const Tensor& rng, bool decay,
+                  int64_t stream, int64_t slot, const Tensor& master, const Tensor& m, const Tensor& v,
+                  const Tensor& amax) override;
   void amax(const Tensor& x, int64_t slot, const Tensor& out) override;
   void quantize_nvfp4(const Tensor& master, const Tensor& amax, Slots slots, int64_t changed_slot, const Tensor& weight,
                       const Tensor& changed) override;
@@ -104,8 +107,9 @@ class CudaBackend final : public Backend {
     int64_t ld;
     const float* alpha;  // what the product is still to be multiplied by; null is 1
   };
-  // The part [first_row, +rows) × [first_col, +cols) of a weight; converted into the workspace where need be.
-  Operand operand(const Tensor& weight, DType act, int64_t first_row, int64_t rows, int64_t first_col, int64_t cols);
+  // The part [first_row, +rows) × [first_col, +cols) of a weight; converted into `buffer` where need be.
+  Operand operand(const Tensor& weight, DType act, int64_t first_row, int64_t rows, int64_t first_col, int64_t cols,
+                  void* buffer);
   // Whether `weight` is used where it stands, and otherwise how many elements of it the workspace holds.
   static bool in_place(const Tensor& weight, DType act);
   static int64_t operand_capacity(DType act);
@@ -114,6 +118,9 @@ class CudaBackend final : public Backend {
   // y[N,O] (ld `ldy`) = x·Wᵀ for rows [first, first + count) of W, column offset `first` in y.
   void linear_product(const void* x, int64_t n, int64_t ldx, DType act, const Tensor& weight, int64_t first,
                       int64_t count, void* y, DType y_dtype, int64_t ldy);
+  // adamw; with `amax`, *amax = max |master| as well.
+  void update(const Tensor& grad, const Tensor& stats, const Tensor& hyper, const Tensor& rng, bool decay,
+              int64_t stream, const Tensor& master, const Tensor& m, const Tensor& v, float* amax);
   // One token a sequence, or a handful: decode_chain.cu, linear_decode.cu. False when the shape is not one they take.
   bool linear_streamed(const Tensor& x, const Tensor& weight, const Tensor& y);
   bool linear_few_rows(const Tensor& x, const Tensor& weight, const Tensor& y);
@@ -167,6 +174,8 @@ class CudaBackend final : public Backend {
   float* constants() const { return reinterpret_cast<float*>(small()); }
   // Zero between kernels: a kernel whose last block finishes the work counts its blocks here and resets it.
   static constexpr int kTickets = (Workspace::kSmallBytes - 256) / 4;
+  // { sum, blocks done } of a count, zero between kernels too; behind the constants.
+  int32_t* tally() const { return reinterpret_cast<int32_t*>(small() + 128); }
   uint32_t* ticket() const { return reinterpret_cast<uint32_t*>(small() + 256); }
   char* small() const {
     return workspace_bytes_ + Workspace::kProductBytes + Workspace::kWeightBytes + Workspace::kPartialBytes;

@@ -46,7 +46,8 @@ __device__ inline float rounded(float x) {
   return to_f32(from_f32<T>(x));
 }
 
-// W neighbouring elements in fp32: 8 where rows are whole 16-byte pieces, 2 or 1 elsewhere.
+// W neighbouring elements in fp32: 8 where rows are whole 16-byte pieces, 4 where fp32 streams are to be coalesced piece by
+// piece, 2 or 1 elsewhere.
 template <int W>
 struct Pack {
   float v[W];
@@ -65,6 +66,16 @@ __device__ inline Pack<W> load(const T* p) {
       static_assert(std::is_same_v<T, bf16>);
       const uint32_t word = *reinterpret_cast<const uint32_t*>(p);
       out.v[0] = low_bf16(word), out.v[1] = high_bf16(word);
+    }
+  } else if constexpr (W == 4) {
+    if constexpr (std::is_same_v<T, float>) {
+      const float4 words = *reinterpret_cast<const float4*>(p);
+      out.v[0] = words.x, out.v[1] = words.y, out.v[2] = words.z, out.v[3] = words.w;
+    } else {
+      static_assert(std::is_same_v<T, bf16>);
+      const uint2 words = *reinterpret_cast<const uint2*>(p);
+      out.v[0] = low_bf16(words.x), out.v[1] = high_bf16(words.x);
+      out.v[2] = low_bf16(words.y), out.v[3] = high_bf16(words.y);
     }
   } else if constexpr (std::is_same_v<T, float>) {
     static_assert(W == 8);
@@ -97,6 +108,11 @@ __device__ inline void store(T* p, const Pack<W>& x) {
       *reinterpret_cast<float2*>(p) = make_float2(x.v[0], x.v[1]);
     else
       *reinterpret_cast<uint32_t*>(p) = pack_bf16(x.v[0], x.v[1]);
+  } else if constexpr (W == 4) {
+    if constexpr (std::is_same_v<T, float>)
+      *reinterpret_cast<float4*>(p) = make_float4(x.v[0], x.v[1], x.v[2], x.v[3]);
+    else
+      *reinterpret_cast<uint2*>(p) = make_uint2(pack_bf16(x.v[0], x.v[1]), pack_bf16(x.v[2], x.v[3]));
   } else if constexpr (std::is_same_v<T, float>) {
     reinterpret_cast<float4*>(p)[0] = make_float4(x.v[0], x.v[1], x.v[2], x.v[3]);
     reinterpret_cast<float4*>(p)[1] = make_float4(x.v[4], x.v[5], x.v[6], x.v[7]);
@@ -180,6 +196,14 @@ void allow_shared(Kernel* kernel, size_t bytes) {
   if (bytes > 16 * 1024)
     Q4_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   static_cast<int>(bytes)));
+}
+
+// How many blocks of a kernel the device runs at the same time.
+template <typename Kernel>
+unsigned resident_blocks(Kernel* kernel, int threads, int processors, size_t shared_bytes = 0) {
+  int blocks = 0;
+  Q4_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes));
+  return static_cast<unsigned>(blocks > 0 ? blocks * processors : 1);
 }
 
 // Calls body with a value of the activation type.

@@ -1,4 +1,6 @@
 // RMSNorm over each head followed by RoPE, and its gradient.
+#include <algorithm>
+
 #include "cuda/column_sum.cuh"
 #include "cuda/cuda_backend.h"
 #include "cuda/rope_frequencies.h"
@@ -9,20 +11,22 @@ namespace {
 constexpr int kWarps = 4;
 // Heads that one warp takes when there are many rows: the angles are computed once for all of them.
 constexpr int kHeadsPerWarp = 8;
+// Heads whose loads are under way at once.
+constexpr int kForwardTogether = 4, kBackwardTogether = 2;
 
-// A lane holds W neighbouring pairs (i, i + D/2) from i = W·lane on, then from 32·W further on, and so forth.
-template <int W>
+// A lane holds W neighbouring pairs (i, i + D/2) from i = W·lane on, then from 32·W further on, S times.
+template <int W, int S>
 struct Held {
-  static constexpr int kSteps = kMaxHalf / 32 / W;
-  float v[kSteps * W];
+  static constexpr int kElements = S * W;
+  float v[kElements];
 };
 
 // Half a head: elements [0, half) of `p`, zeros beyond.
-template <int W, typename T>
-__device__ Held<W> load_half(const T* p, int lane, int half) {
-  Held<W> out;
+template <int W, int S, typename T>
+__device__ Held<W, S> load_half(const T* p, int lane, int half) {
+  Held<W, S> out;
 #pragma unroll
-  for (int s = 0; s < Held<W>::kSteps; ++s) {
+  for (int s = 0; s < S; ++s) {
     const int i = (s * 32 + lane) * W;
     const Pack<W> x = i < half ? load<W>(p + i) : Pack<W>{};
 #pragma unroll
@@ -30,10 +34,10 @@ __device__ Held<W> load_half(const T* p, int lane, int half) {
   }
   return out;
 }
-template <int W, typename T>
-__device__ void store_half(T* p, const Held<W>& x, int lane, int half) {
+template <int W, int S, typename T>
+__device__ void store_half(T* p, const Held<W, S>& x, int lane, int half) {
 #pragma unroll
-  for (int s = 0; s < Held<W>::kSteps; ++s) {
+  for (int s = 0; s < S; ++s) {
     const int i = (s * 32 + lane) * W;
     Pack<W> out;
 #pragma unroll
@@ -42,108 +46,142 @@ __device__ void store_half(T* p, const Held<W>& x, int lane, int half) {
   }
 }
 
-template <int W>
+// The lane's frequencies. Lanes read different ones, which constant memory hands out one at a time: once a kernel.
+template <int W, int S>
+__device__ Held<W, S> held_frequencies(const Frequencies& f, int lane, int half) {
+  Held<W, S> out;
+#pragma unroll
+  for (int e = 0; e < S * W; ++e) {
+    const int i = (e / W * 32 + lane) * W + e % W;
+    out.v[e] = i < half ? f.value[i] : 0.0f;
+  }
+  return out;
+}
+
+template <int W, int S>
 struct Rotation {
-  Held<W> cosine, sine;
+  Held<W, S> cosine, sine;
 };
 
-template <int W>
-__device__ Rotation<W> rotation(const Frequencies& f, int32_t position, int lane, int half) {
-  Rotation<W> r;
+template <int W, int S>
+__device__ Rotation<W, S> rotation(const Held<W, S>& frequencies, int32_t position) {
+  Rotation<W, S> r;
 #pragma unroll
-  for (int e = 0; e < Held<W>::kSteps * W; ++e) {
-    const int i = (e / W * 32 + lane) * W + e % W;
-    if (i < half) sincosf(static_cast<float>(position) * f.value[i], &r.sine.v[e], &r.cosine.v[e]);
-  }
+  for (int e = 0; e < S * W; ++e)
+    sincosf(static_cast<float>(position) * frequencies.v[e], &r.sine.v[e], &r.cosine.v[e]);
   return r;
 }
 
-// x [N, heads·D] → y, rstd [N·heads]. One warp takes `per_warp` neighbouring heads of one row.
-template <typename T, int W>
+// x [N, heads·D] → y, rstd [N·heads]. One warp takes `per_warp` neighbouring heads of one row, then of another.
+template <typename T, int W, int S>
 __global__ void __launch_bounds__(kWarps * 32)
     head_norm_rope_kernel(const T* x, const float* weight, const int32_t* positions,
                           const __grid_constant__ Frequencies f, float eps, T* y, float* rstd, int64_t rows, int heads,
                           int dim, int per_warp) {
-  const int lane = threadIdx.x % 32, half = dim / 2;
+  using Half = Held<W, S>;
+  const int lane = threadIdx.x % 32, half = dim / 2, groups = (heads + per_warp - 1) / per_warp;
+  const Half frequencies = held_frequencies<W, S>(f, lane, half);
   begin();
-  const int groups = (heads + per_warp - 1) / per_warp;
-  const int64_t item = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
-  if (item >= rows * groups) return;
-  const int64_t n = item / groups;
-  const int first = static_cast<int>(item % groups) * per_warp;
-  const Rotation<W> r = rotation<W>(f, positions[n], lane, half);
-  const Held<W> low_weight = load_half<W>(weight, lane, half), high_weight = load_half<W>(weight + half, lane, half);
-  for (int h = first; h < min(heads, first + per_warp); ++h) {
-    const T* in = x + (n * heads + h) * dim;
-    Held<W> low = load_half<W>(in, lane, half), high = load_half<W>(in + half, lane, half);
-    float squares = 0;
+  const Half low_weight = load_half<W, S>(weight, lane, half), high_weight = load_half<W, S>(weight + half, lane, half);
+  for (int64_t item = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32; item < rows * groups;
+       item += int64_t{gridDim.x} * kWarps) {
+    const int64_t n = item / groups;
+    const int first = static_cast<int>(item % groups) * per_warp, end = min(heads, first + per_warp);
+    const Rotation<W, S> r = rotation(frequencies, positions[n]);
+    for (int next = first; next < end; next += kForwardTogether) {
+      Half lows[kForwardTogether], highs[kForwardTogether];
 #pragma unroll
-    for (int e = 0; e < Held<W>::kSteps * W; ++e) squares += low.v[e] * low.v[e] + high.v[e] * high.v[e];
-    const float scale = rsqrtf(warp_sum(squares) / static_cast<float>(dim) + eps);
-    if (lane == 0) rstd[n * heads + h] = scale;
+      for (int t = 0; t < kForwardTogether; ++t) {
+        const T* in = x + (n * heads + min(next + t, end - 1)) * dim;
+        lows[t] = load_half<W, S>(in, lane, half), highs[t] = load_half<W, S>(in + half, lane, half);
+      }
 #pragma unroll
-    for (int e = 0; e < Held<W>::kSteps * W; ++e) {
-      const float a = rounded<T>(low.v[e] * scale) * low_weight.v[e];
-      const float b = rounded<T>(high.v[e] * scale) * high_weight.v[e];
-      low.v[e] = a * r.cosine.v[e] - b * r.sine.v[e];
-      high.v[e] = b * r.cosine.v[e] + a * r.sine.v[e];
+      for (int t = 0; t < kForwardTogether; ++t) {
+        Half &low = lows[t], &high = highs[t];
+        float squares = 0;
+#pragma unroll
+        for (int e = 0; e < Half::kElements; ++e) squares += low.v[e] * low.v[e] + high.v[e] * high.v[e];
+        const float scale = rsqrtf(warp_sum(squares) / static_cast<float>(dim) + eps);
+        const int64_t head = n * heads + next + t;
+        if (next + t >= end) continue;
+        if (lane == 0) rstd[head] = scale;
+#pragma unroll
+        for (int e = 0; e < Half::kElements; ++e) {
+          const float a = rounded<T>(low.v[e] * scale) * low_weight.v[e];
+          const float b = rounded<T>(high.v[e] * scale) * high_weight.v[e];
+          low.v[e] = a * r.cosine.v[e] - b * r.sine.v[e];
+          high.v[e] = b * r.cosine.v[e] + a * r.sine.v[e];
+        }
+        store_half(y + head * dim, low, lane, half);
+        store_half(y + head * dim + half, high, lane, half);
+      }
     }
-    T* out = y + (n * heads + h) * dim;
-    store_half<W>(out, low, lane, half);
-    store_half<W>(out + half, high, lane, half);
   }
 }
 
 // dy, x [N, heads·D] → dx; partial[block, D] = Σ dy·x·rstd over the block's rows and heads.
-template <typename T, int W>
+template <typename T, int W, int S>
 __global__ void __launch_bounds__(kWarps * 32)
     head_norm_rope_backward_kernel(const T* dy, const T* x, const float* weight, const float* rstd,
                                    const int32_t* positions, const __grid_constant__ Frequencies f, T* dx,
                                    float* partial, int64_t rows, int heads, int dim) {
-  constexpr int kElements = Held<W>::kSteps * W;
+  using Half = Held<W, S>;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, half = dim / 2;
+  const Half frequencies = held_frequencies<W, S>(f, lane, half);
   begin();
-  const Held<W> low_weight = load_half<W>(weight, lane, half), high_weight = load_half<W>(weight + half, lane, half);
-  Held<W> low_sum{}, high_sum{};
+  const Half low_weight = load_half<W, S>(weight, lane, half), high_weight = load_half<W, S>(weight + half, lane, half);
+  Half low_sum{}, high_sum{};
   const int groups = (heads + kHeadsPerWarp - 1) / kHeadsPerWarp;
   for (int64_t item = int64_t{blockIdx.x} * kWarps + warp; item < rows * groups; item += int64_t{gridDim.x} * kWarps) {
     const int64_t n = item / groups;
-    const int first = static_cast<int>(item % groups) * kHeadsPerWarp;
-    const Rotation<W> r = rotation<W>(f, positions[n], lane, half);
-    for (int h = first; h < min(heads, first + kHeadsPerWarp); ++h) {
-      const int64_t at = (n * heads + h) * dim;
-      const float scale = rstd[n * heads + h];
-      const Held<W> low_dy = load_half<W>(dy + at, lane, half), high_dy = load_half<W>(dy + at + half, lane, half);
-      Held<W> low_x = load_half<W>(x + at, lane, half), high_x = load_half<W>(x + at + half, lane, half);
-      Held<W> low_gradient, high_gradient;
-      float dot = 0;
+    const int first = static_cast<int>(item % groups) * kHeadsPerWarp, end = min(heads, first + kHeadsPerWarp);
+    const Rotation<W, S> r = rotation(frequencies, positions[n]);
+    for (int next = first; next < end; next += kBackwardTogether) {
+      Half low_dys[kBackwardTogether], high_dys[kBackwardTogether], low_xs[kBackwardTogether],
+          high_xs[kBackwardTogether];
+      float scales[kBackwardTogether];
 #pragma unroll
-      for (int e = 0; e < kElements; ++e) {
-        const bool inside = (e / W * 32 + lane) * W < half;
-        low_x.v[e] *= scale, high_x.v[e] *= scale;
-        // The rotation backwards: by the negative angle.
-        const float low = inside ? low_dy.v[e] * r.cosine.v[e] + high_dy.v[e] * r.sine.v[e] : 0.0f;
-        const float high = inside ? high_dy.v[e] * r.cosine.v[e] - low_dy.v[e] * r.sine.v[e] : 0.0f;
-        low_sum.v[e] += low * low_x.v[e];
-        high_sum.v[e] += high * high_x.v[e];
-        low_gradient.v[e] = low * low_weight.v[e];
-        high_gradient.v[e] = high * high_weight.v[e];
-        dot += low_gradient.v[e] * low_x.v[e] + high_gradient.v[e] * high_x.v[e];
+      for (int t = 0; t < kBackwardTogether; ++t) {
+        const int64_t head = n * heads + min(next + t, end - 1), at = head * dim;
+        low_dys[t] = load_half<W, S>(dy + at, lane, half), high_dys[t] = load_half<W, S>(dy + at + half, lane, half);
+        low_xs[t] = load_half<W, S>(x + at, lane, half), high_xs[t] = load_half<W, S>(x + at + half, lane, half);
+        scales[t] = rstd[head];
       }
-      const float mean = warp_sum(dot) / static_cast<float>(dim);
 #pragma unroll
-      for (int e = 0; e < kElements; ++e) {
-        low_gradient.v[e] = scale * (low_gradient.v[e] - low_x.v[e] * mean);
-        high_gradient.v[e] = scale * (high_gradient.v[e] - high_x.v[e] * mean);
+      for (int t = 0; t < kBackwardTogether; ++t) {
+        if (next + t >= end) continue;
+        const int64_t at = (n * heads + next + t) * dim;
+        const Half &low_dy = low_dys[t], &high_dy = high_dys[t];
+        Half &low_x = low_xs[t], &high_x = high_xs[t], low_gradient, high_gradient;
+        const float scale = scales[t];
+        float dot = 0;
+#pragma unroll
+        for (int e = 0; e < Half::kElements; ++e) {
+          low_x.v[e] *= scale, high_x.v[e] *= scale;
+          // The rotation backwards: by the negative angle. Beyond half a head everything is 0.
+          const float low = low_dy.v[e] * r.cosine.v[e] + high_dy.v[e] * r.sine.v[e];
+          const float high = high_dy.v[e] * r.cosine.v[e] - low_dy.v[e] * r.sine.v[e];
+          low_sum.v[e] += low * low_x.v[e];
+          high_sum.v[e] += high * high_x.v[e];
+          low_gradient.v[e] = low * low_weight.v[e];
+          high_gradient.v[e] = high * high_weight.v[e];
+          dot += low_gradient.v[e] * low_x.v[e] + high_gradient.v[e] * high_x.v[e];
+        }
+        const float mean = warp_sum(dot) / static_cast<float>(dim);
+#pragma unroll
+        for (int e = 0; e < Half::kElements; ++e) {
+          low_gradient.v[e] = scale * (low_gradient.v[e] - low_x.v[e] * mean);
+          high_gradient.v[e] = scale * (high_gradient.v[e] - high_x.v[e] * mean);
+        }
+        store_half(dx + at, low_gradient, lane, half);
+        store_half(dx + at + half, high_gradient, lane, half);
       }
-      store_half<W>(dx + at, low_gradient, lane, half);
-      store_half<W>(dx + at + half, high_gradient, lane, half);
     }
   }
   if (!partial) return;
   __shared__ __align__(8) float shared[kWarps][2 * kMaxHalf];
-  store_half<W>(shared[warp], low_sum, lane, half);
-  store_half<W>(shared[warp] + half, high_sum, lane, half);
+  store_half(shared[warp], low_sum, lane, half);
+  store_half(shared[warp] + half, high_sum, lane, half);
   __syncthreads();
   for (int i = threadIdx.x; i < dim; i += blockDim.x) {
     float sum = 0;
@@ -152,13 +190,15 @@ __global__ void __launch_bounds__(kWarps * 32)
   }
 }
 
-// Two neighbouring elements at a time where halves of heads allow it.
+// Two neighbouring elements at a time where halves of heads allow it, and no more registers than the half needs.
 template <typename Body>
-void by_pairs(bool even, Body&& body) {
-  if (even)
-    body(std::integral_constant<int, 2>{});
+void by_half(int64_t head_dim, Body&& body) {
+  if (head_dim % 4 != 0)
+    body(std::integral_constant<int, 1>{}, std::integral_constant<int, kMaxHalf / 32>{});
+  else if (head_dim <= 128)
+    body(std::integral_constant<int, 2>{}, std::integral_constant<int, 1>{});
   else
-    body(std::integral_constant<int, 1>{});
+    body(std::integral_constant<int, 2>{}, std::integral_constant<int, kMaxHalf / 64>{});
 }
 
 }  // namespace
@@ -171,10 +211,12 @@ void CudaBackend::head_norm_rope(const Tensor& x, const Tensor& weight, const Te
   const int64_t items = rows * ((heads + per_warp - 1) / per_warp);
   by_activation(x.dtype, [&](auto act) {
     using T = decltype(act);
-    by_pairs(head_dim % 4 == 0, [&](auto w) {
-      launch({blocks_for(items, kWarps), kWarps * 32, stream(), 0, overlap()}, head_norm_rope_kernel<T, w>, x.as<T>(),
-             weight.f32(), positions.i32(), frequencies(head_dim, theta), eps, y.as<T>(), rstd.f32(), rows,
-             static_cast<int>(heads), static_cast<int>(head_dim), per_warp);
+    by_half(head_dim, [&](auto w, auto s) {
+      auto* kernel = head_norm_rope_kernel<T, decltype(w)::value, decltype(s)::value>;
+      const unsigned blocks = std::min(blocks_for(items, kWarps), resident_blocks(kernel, kWarps * 32, processors_));
+      launch({blocks, kWarps * 32, stream(), 0, overlap()}, kernel, x.as<T>(), weight.f32(), positions.i32(),
+             frequencies(head_dim, theta), eps, y.as<T>(), rstd.f32(), rows, static_cast<int>(heads),
+             static_cast<int>(head_dim), per_warp);
     });
   });
 }
@@ -184,16 +226,18 @@ void CudaBackend::head_norm_rope_backward(const Tensor& dy, const Tensor& x, con
                                           const Tensor& dx, const Tensor& dweight, const Tensor&) {
   const int64_t rows = x.rows(), heads = x.cols() / head_dim;
   const int64_t items = rows * ((heads + kHeadsPerWarp - 1) / kHeadsPerWarp);
-  const int64_t blocks = std::min<int64_t>((items + kWarps - 1) / kWarps, int64_t{processors_} * 12);
   by_activation(x.dtype, [&](auto act) {
     using T = decltype(act);
-    by_pairs(head_dim % 4 == 0, [&](auto w) {
-      launch({static_cast<unsigned>(blocks), kWarps * 32, stream(), 0, overlap()}, head_norm_rope_backward_kernel<T, w>,
-             dy.as<T>(), x.as<T>(), weight.f32(), rstd.f32(), positions.i32(), frequencies(head_dim, theta), dx.as<T>(),
-             dweight ? partials() : nullptr, rows, static_cast<int>(heads), static_cast<int>(head_dim));
+    by_half(head_dim, [&](auto w, auto s) {
+      auto* kernel = head_norm_rope_backward_kernel<T, decltype(w)::value, decltype(s)::value>;
+      // All at once: a second round of blocks would find most of the device idle.
+      const unsigned blocks = std::min(blocks_for(items, kWarps), resident_blocks(kernel, kWarps * 32, processors_));
+      launch({blocks, kWarps * 32, stream(), 0, overlap()}, kernel, dy.as<T>(), x.as<T>(), weight.f32(), rstd.f32(),
+             positions.i32(), frequencies(head_dim, theta), dx.as<T>(), dweight ? partials() : nullptr, rows,
+             static_cast<int>(heads), static_cast<int>(head_dim));
+      if (dweight) column_sum(partials(), blocks, head_dim, accumulate, dweight.f32(), stream(), overlap());
     });
   });
-  if (dweight) column_sum(partials(), blocks, head_dim, accumulate, dweight.f32(), stream(), overlap());
 }
 
 }  // namespace q4::gpu

@@ -15,7 +15,9 @@ constexpr int kThreads = 256;
 constexpr int kHalves = 4;
 
 // Rows [0, rows) × columns [first_col, first_col + cols) of a matrix of `width` columns → y [rows, cols] bf16,
-// code · block scale. Eight codes a step; cols and first_col are multiples of 16.
+// code · block scale. Eight codes a step; cols and first_col are multiples of 16. kWhole: the rows are whole, so that no
+// step needs to know its row.
+template <bool kWhole>
 __global__ void __launch_bounds__(kThreads)
     unpack_bf16_kernel(const uint8_t* codes, const uint8_t* scales, bf16* y, int64_t rows, int64_t width,
                        int64_t first_col, int64_t cols) {
@@ -27,9 +29,9 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = 0; i < kHalves; ++i) {
     const int64_t at = first + i * kThreads;
     if (at >= total) continue;
-    const int64_t row = at / per_row, column = first_col + at % per_row * 8;
-    packed[i] = *reinterpret_cast<const uint32_t*>(codes + (row * width + column) / 2);
-    scale[i] = scales[(row * width + column) / kBlock];
+    const int64_t element = kWhole ? at * 8 : at / per_row * width + first_col + at % per_row * 8;
+    packed[i] = *reinterpret_cast<const uint32_t*>(codes + element / 2);
+    scale[i] = scales[element / kBlock];
   }
 #pragma unroll
   for (int i = 0; i < kHalves; ++i) {
@@ -61,12 +63,14 @@ __global__ void unpack_f32_kernel(const uint8_t* codes, const uint8_t* scales, c
   store<8>(y + at * 8, out);
 }
 
-template <typename In, typename Out>
-__global__ void convert_piece_kernel(const In* x, Out* y, int64_t rows, int64_t width, int64_t first_col,
-                                     int64_t cols) {
+// A piece of a plain weight, in the activations' dtype; W elements a step.
+template <typename In, typename Out, int W>
+__global__ void __launch_bounds__(kThreads)
+    convert_piece_kernel(const In* x, Out* y, int64_t rows, int64_t width, int64_t first_col, int64_t cols) {
   begin();
-  for (int64_t at = int64_t{blockIdx.x} * kThreads + threadIdx.x; at < rows * cols; at += int64_t{gridDim.x} * kThreads)
-    y[at] = from_f32<Out>(to_f32(x[at / cols * width + first_col + at % cols]));
+  const int64_t per_row = cols / W, pieces = rows * per_row;
+  for (int64_t at = int64_t{blockIdx.x} * kThreads + threadIdx.x; at < pieces; at += int64_t{gridDim.x} * kThreads)
+    store<W>(y + at * W, load<W>(x + at / per_row * width + first_col + at % per_row * W));
 }
 
 Element element_of(DType dtype) { return dtype == DType::bf16 ? Element::bf16 : Element::f32; }
@@ -85,15 +89,15 @@ int64_t CudaBackend::output_piece(const Tensor& weight, DType act) {
 }
 
 CudaBackend::Operand CudaBackend::operand(const Tensor& weight, DType act, int64_t first_row, int64_t rows,
-                                          int64_t first_col, int64_t cols) {
+                                          int64_t first_col, int64_t cols, void* buffer) {
   const int64_t width = weight.cols(), start = first_row * width;
   if (in_place(weight, act)) return {weight.as<char>() + (start + first_col) * element_bytes(act), width, nullptr};
-  void* const buffer = weight_buffer();
   if (weight.dtype == DType::nvfp4) {
     const uint8_t *codes = weight.as<uint8_t>() + start / 2, *scales = weight.scale + start / kBlock;
     if (act == DType::bf16) {
-      launch({blocks_for(rows * cols / 8, kThreads * kHalves), kThreads, stream(), 0, overlap()}, unpack_bf16_kernel,
-             codes, scales, static_cast<bf16*>(buffer), rows, width, first_col, cols);
+      auto* kernel = cols == width ? unpack_bf16_kernel<true> : unpack_bf16_kernel<false>;
+      launch({blocks_for(rows * cols / 8, kThreads * kHalves), kThreads, stream(), 0, overlap()}, kernel, codes, scales,
+             static_cast<bf16*>(buffer), rows, width, first_col, cols);
       return {buffer, cols, weight.global_scale};
     }
     launch({blocks_for(rows * cols / 8, kThreads), kThreads, stream(), 0, overlap()}, unpack_f32_kernel, codes, scales,
@@ -104,9 +108,11 @@ CudaBackend::Operand CudaBackend::operand(const Tensor& weight, DType act, int64
     by_activation(act, [&](auto out) {
       using In = decltype(in);
       using Out = decltype(out);
-      launch({std::min(blocks_for(rows * cols, kThreads * 4), 65535u), kThreads, stream(), 0, overlap()},
-             convert_piece_kernel<In, Out>, weight.as<In>() + start, static_cast<Out*>(buffer), rows, width, first_col,
-             cols);
+      by_width(wide(width, weight) && cols % 8 == 0 && first_col % 8 == 0, [&](auto w) {
+        launch({std::min(blocks_for(rows * cols, int64_t{kThreads} * w * 4), 65535u), kThreads, stream(), 0, overlap()},
+               convert_piece_kernel<In, Out, w>, weight.as<In>() + start, static_cast<Out*>(buffer), rows, width,
+               first_col, cols);
+      });
     });
   });
   return {buffer, cols, nullptr};
@@ -114,7 +120,7 @@ CudaBackend::Operand CudaBackend::operand(const Tensor& weight, DType act, int64
 
 void CudaBackend::linear_product(const void* x, int64_t n, int64_t ldx, DType act, const Tensor& weight, int64_t first,
                                  int64_t count, void* y, DType y_dtype, int64_t ldy) {
-  const Operand w = operand(weight, act, first, count, 0, weight.cols());
+  const Operand w = operand(weight, act, first, count, 0, weight.cols(), weight_buffer());
   Product p;
   p.transpose_a = true;
   p.m = count, p.n = n, p.k = weight.cols();
@@ -143,7 +149,7 @@ void CudaBackend::linear_dgrad(const Tensor& dy, const Tensor& weight, bool accu
     piece = std::max<int64_t>(kBlock, operand_capacity(dy.dtype) / outputs / kBlock * kBlock);
   for (int64_t first = 0; first < width; first += piece) {
     const int64_t cols = std::min(piece, width - first);
-    const Operand w = operand(weight, dy.dtype, 0, outputs, first, cols);
+    const Operand w = operand(weight, dy.dtype, 0, outputs, first, cols, weight_buffer());
     Product p;
     p.m = cols, p.n = n, p.k = outputs;
     p.inputs = element_of(dy.dtype), p.output = element_of(dx.dtype);

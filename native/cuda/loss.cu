@@ -9,6 +9,8 @@ namespace q4::gpu {
 namespace {
 
 constexpr int kThreads = 512;
+// The weight is converted whole only where at least so many rows of logits (or all) fit beside it.
+constexpr int64_t kFewestRows = 16;
 
 // One block a row of logits f32 [R,V]: row_loss = lse − logit[label]; with kGradient the row is overwritten by
 // scale·(softmax − onehot) in the activation dtype, from the row's start. A bf16 row then takes half the bytes of the
@@ -110,15 +112,25 @@ void CudaBackend::linear_cross_entropy(const Tensor& x, const Tensor& weight, co
                                        const Tensor& scratch) {
   const DType act = x.dtype;
   const int64_t rows = x.rows(), width = x.cols(), vocabulary = weight.rows();
-  // The workspace's partials hold the losses of all rows, then dx of one chunk in fp32.
-  const int64_t dx_rows = (Workspace::kPartialBytes / 4 - rows) / width;
-  const int64_t chunk = std::min({rows, scratch.elements() / vocabulary, dx_rows});
-  if (chunk < 1) throw Error("Q4510", "linear_cross_entropy: scratch holds less than one row of logits");
-  float *row_loss = partials(), *dx_sum = partials() + rows, *logits = scratch.f32();
-  const bool whole = in_place(weight, act);
-  const int64_t piece = output_piece(weight, act);
   const bool bf16_act = act == DType::bf16;
   const int64_t act_bytes = element_bytes(act);
+  // A weight that is not what products take is converted once, before the logits in `scratch`, where that leaves room for
+  // them; else a piece at a time, over and over, and dx adds up in fp32.
+  const int64_t copy_rows = in_place(weight, act) ? 0 : (width * act_bytes + 3) / 4;
+  const bool copied = copy_rows > 0 && scratch.rows() - copy_rows >= std::min<int64_t>(rows, kFewestRows);
+  const bool whole = in_place(weight, act) || copied;
+  const int64_t piece = whole ? vocabulary : output_piece(weight, act);
+  // The workspace's partials hold the losses of all rows, then dx of one chunk in fp32.
+  const int64_t dx_rows = whole ? rows : (Workspace::kPartialBytes / 4 - rows) / width;
+  const int64_t chunk = std::min({rows, scratch.rows() - (copied ? copy_rows : 0), dx_rows});
+  if (chunk < 1) throw Error("Q4510", "linear_cross_entropy: scratch holds less than one row of logits");
+  float *row_loss = partials(), *dx_sum = partials() + rows;
+  float* logits = scratch.f32() + (copied ? copy_rows * vocabulary : 0);
+  Operand copy{};
+  if (copied) copy = operand(weight, act, 0, vocabulary, 0, width, scratch.data);
+  const auto rows_of_weight = [&](int64_t first, int64_t count) {
+    return copied ? copy : operand(weight, act, first, count, 0, width, weight_buffer());
+  };
   // Gradients stand where the fp32 logits stood, row by row.
   const int64_t ld_gradient = bf16_act ? vocabulary * 2 : vocabulary;
   const Element element = bf16_act ? Element::bf16 : Element::f32;
@@ -126,9 +138,18 @@ void CudaBackend::linear_cross_entropy(const Tensor& x, const Tensor& weight, co
   for (int64_t first = 0; first < rows; first += chunk) {
     const int64_t count = std::min(chunk, rows - first);
     const char* x_chunk = x.as<char>() + first * width * act_bytes;
-    for (int64_t v = 0; v < vocabulary; v += piece)
-      linear_product(x_chunk, count, width, act, weight, v, std::min(piece, vocabulary - v), logits, DType::f32,
-                     vocabulary);
+    for (int64_t v = 0; v < vocabulary; v += piece) {
+      const int64_t outputs = std::min(piece, vocabulary - v);
+      const Operand w = rows_of_weight(v, outputs);
+      Product p;
+      p.transpose_a = true;
+      p.m = outputs, p.n = count, p.k = width;
+      p.inputs = element, p.output = Element::f32;
+      p.a = w.data, p.lda = w.ld, p.alpha = w.alpha;
+      p.b = x_chunk, p.ldb = width;
+      p.d = logits + v, p.ldd = vocabulary;
+      lt_->run(p, stream());
+    }
     by_activation(act, [&](auto tag) {
       using T = decltype(tag);
       by_width(vocabulary % 8 == 0, [&](auto w) {
@@ -138,10 +159,10 @@ void CudaBackend::linear_cross_entropy(const Tensor& x, const Tensor& weight, co
       });
     });
     if (dx) {
-      const bool direct = whole;  // one product, straight into dx; otherwise pieces add up in fp32
+      const bool direct = whole;  // one product, straight into dx
       for (int64_t v = 0; v < vocabulary; v += piece) {
         const int64_t outputs = std::min(piece, vocabulary - v);
-        const Operand w = operand(weight, act, v, outputs, 0, width);
+        const Operand w = rows_of_weight(v, outputs);
         Product p;
         p.m = width, p.n = count, p.k = outputs;
         p.inputs = element, p.output = direct ? element : Element::f32;

@@ -1,11 +1,13 @@
 // RMSNorm, residual add + RMSNorm, and their gradient.
+#include <algorithm>
+
 #include "cuda/column_sum.cuh"
 #include "cuda/cuda_backend.h"
 
 namespace q4::gpu {
 namespace {
 
-constexpr int kColumns = 32, kLanes = 8;
+constexpr int kColumns = 32, kLanes = 32;
 
 // One block a strip of kColumns columns; kLanes threads a column take every kLanes-th row, then add up in order.
 __global__ void column_sum_kernel(const float* partial, int64_t rows, int64_t width, bool accumulate, float* out) {
@@ -13,8 +15,11 @@ __global__ void column_sum_kernel(const float* partial, int64_t rows, int64_t wi
   __shared__ float shared[kLanes][kColumns];
   const int64_t column = int64_t{blockIdx.x} * kColumns + threadIdx.x;
   float sum = 0;
-  if (column < width)
+  if (column < width) {
+    // Few blocks: what counts is how many loads are under way.
+#pragma unroll 8
     for (int64_t r = threadIdx.y; r < rows; r += kLanes) sum += partial[r * width + column];
+  }
   shared[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
   if (threadIdx.y != 0 || column >= width) return;
@@ -52,6 +57,35 @@ __global__ void rms_norm_kernel(const T* x, const T* branch, const float* weight
     for (int j = 0; j < W; ++j) v.v[j] = rounded<T>(v.v[j] * scale) * w.v[j];
     store<W>(y + row + c, v);
   }
+}
+
+// The same where a thread's one piece covers its share of the row: it stays in registers between the two passes.
+template <typename T, int W, bool kAdd>
+__global__ void rms_norm_held_kernel(const T* x, const T* branch, const float* weight, float eps, T* sum, T* y,
+                                     float* rstd, int64_t width) {
+  begin();
+  __shared__ float shared[32];
+  const int64_t c = int64_t{threadIdx.x} * W, at = int64_t{blockIdx.x} * width + c;
+  const bool inside = c < width;
+  Pack<W> v{}, w{};
+  if (inside) {
+    v = load<W>(x + at), w = load<W>(weight + c);
+    if constexpr (kAdd) {
+      const Pack<W> b = load<W>(branch + at);
+#pragma unroll
+      for (int j = 0; j < W; ++j) v.v[j] = rounded<T>(v.v[j] + b.v[j]);
+      store<W>(sum + at, v);
+    }
+  }
+  float squares = 0;
+#pragma unroll
+  for (int j = 0; j < W; ++j) squares += v.v[j] * v.v[j];
+  const float scale = rsqrtf(block_sum(squares, shared) / static_cast<float>(width) + eps);
+  if (threadIdx.x == 0) rstd[blockIdx.x] = scale;
+  if (!inside) return;
+#pragma unroll
+  for (int j = 0; j < W; ++j) v.v[j] = rounded<T>(v.v[j] * scale) * w.v[j];
+  store<W>(y + at, v);
 }
 
 // Block b takes rows b, b + gridDim, ...; dx [N,C], and with kWeight partial[b, C] = Σ dy·x·rstd over its rows.
@@ -95,11 +129,47 @@ __global__ void rms_norm_backward_kernel(const T* dy, const T* x, const float* w
       for (int j = 0; j < W; ++j) partial[blockIdx.x * width + c + j] = dweight[c + j];
 }
 
+// The same where a thread's one piece covers its share of the row; its sums for dweight stay in registers too.
+template <typename T, int W, bool kWeight>
+__global__ void rms_norm_backward_held_kernel(const T* dy, const T* x, const float* weight, const float* rstd,
+                                              const T* residual, T* dx, float* partial, int64_t rows, int64_t width) {
+  begin();
+  __shared__ float shared[32];
+  const int64_t c = int64_t{threadIdx.x} * W;
+  const bool inside = c < width;
+  Pack<W> w{}, dweight{};
+  if (inside) w = load<W>(weight + c);
+  for (int64_t n = blockIdx.x; n < rows; n += gridDim.x) {
+    const int64_t at = n * width + c;
+    const float scale = rstd[n];
+    Pack<W> d{}, v{}, out{};
+    if (inside) {
+      d = load<W>(dy + at), v = load<W>(x + at);
+      if (residual) out = load<W>(residual + at);
+    }
+    float dot = 0;
+#pragma unroll
+    for (int j = 0; j < W; ++j) {
+      const float product = d.v[j] * v.v[j] * scale;
+      dot += product * w.v[j];
+      if constexpr (kWeight) dweight.v[j] += product;
+    }
+    const float mean = block_sum(dot, shared) / static_cast<float>(width);
+    if (!inside) continue;
+#pragma unroll
+    for (int j = 0; j < W; ++j) out.v[j] += scale * (d.v[j] * w.v[j] - v.v[j] * scale * mean);
+    store<W>(dx + at, out);
+  }
+  if (kWeight && inside) store<W>(partial + blockIdx.x * width + c, dweight);
+}
+
 // Threads that cover a row in few steps.
 unsigned row_threads(int64_t pieces) {
   const int64_t threads = (pieces + 31) / 32 * 32;
   return static_cast<unsigned>(threads < 32 ? 32 : threads > 512 ? 512 : threads);
 }
+
+bool row_is_held(int64_t pieces) { return pieces <= row_threads(pieces); }
 
 }  // namespace
 
@@ -115,9 +185,9 @@ void CudaBackend::rms_norm(const Tensor& x, const Tensor& weight, float eps, con
   by_activation(x.dtype, [&](auto act) {
     using T = decltype(act);
     by_width(wide(width, x, weight, y), [&](auto w) {
-      launch({static_cast<unsigned>(rows), row_threads(width / w), stream(), 0, overlap()},
-             rms_norm_kernel<T, w, false>, x.as<T>(), nullptr, weight.f32(), eps, nullptr, y.as<T>(), rstd.f32(),
-             width);
+      auto* kernel = row_is_held(width / w) ? rms_norm_held_kernel<T, w, false> : rms_norm_kernel<T, w, false>;
+      launch({static_cast<unsigned>(rows), row_threads(width / w), stream(), 0, overlap()}, kernel, x.as<T>(), nullptr,
+             weight.f32(), eps, nullptr, y.as<T>(), rstd.f32(), width);
     });
   });
 }
@@ -129,8 +199,9 @@ void CudaBackend::add_rms_norm(const Tensor& x, const Tensor& branch, const Tens
   by_activation(x.dtype, [&](auto act) {
     using T = decltype(act);
     by_width(wide(width, x, branch, weight, sum, y), [&](auto w) {
-      launch({static_cast<unsigned>(rows), row_threads(width / w), stream(), 0, overlap()}, rms_norm_kernel<T, w, true>,
-             x.as<T>(), branch.as<T>(), weight.f32(), eps, sum.as<T>(), y.as<T>(), rstd.f32(), width);
+      auto* kernel = row_is_held(width / w) ? rms_norm_held_kernel<T, w, true> : rms_norm_kernel<T, w, true>;
+      launch({static_cast<unsigned>(rows), row_threads(width / w), stream(), 0, overlap()}, kernel, x.as<T>(),
+             branch.as<T>(), weight.f32(), eps, sum.as<T>(), y.as<T>(), rstd.f32(), width);
     });
   });
 }
@@ -139,16 +210,22 @@ void CudaBackend::rms_norm_backward(const Tensor& dy, const Tensor& x, const Ten
                                     const Tensor& dresidual, bool accumulate, const Tensor& dx, const Tensor& dweight,
                                     const Tensor&) {
   const int64_t rows = x.rows(), width = x.cols();
-  // As many blocks as keep the device full, and no more rows of partial sums than the workspace holds.
-  int64_t blocks = std::min<int64_t>(rows, int64_t{processors_} * 4);
+  // No more rows of partial sums than the workspace holds.
+  int64_t blocks = rows;
   if (dweight) blocks = std::max<int64_t>(1, std::min(blocks, Workspace::kPartialBytes / 4 / width));
   by_activation(x.dtype, [&](auto act) {
     using T = decltype(act);
     by_width(wide(width, dy, x, weight, dx, dresidual), [&](auto w) {
-      const size_t shared = dweight ? static_cast<size_t>(width) * 4 : 0;
-      const Launch how{static_cast<unsigned>(blocks), row_threads(width / w), stream(), shared, overlap()};
-      auto* kernel = dweight ? rms_norm_backward_kernel<T, w, true> : rms_norm_backward_kernel<T, w, false>;
+      const bool held = row_is_held(width / w);
+      const size_t shared = dweight && !held ? static_cast<size_t>(width) * 4 : 0;
+      const unsigned threads = row_threads(width / w);
+      auto* kernel = dweight ? held ? rms_norm_backward_held_kernel<T, w, true> : rms_norm_backward_kernel<T, w, true>
+                     : held ? rms_norm_backward_held_kernel<T, w, false>
+                             : rms_norm_backward_kernel<T, w, false>;
       allow_shared(kernel, shared);
+      // All at once: a second round of blocks would find most of the device idle.
+      blocks = std::min<int64_t>(blocks, resident_blocks(kernel, static_cast<int>(threads), processors_, shared));
+      const Launch how{static_cast<unsigned>(blocks), threads, stream(), shared, overlap()};
       launch(how, kernel, dy.as<T>(), x.as<T>(), weight.f32(), rstd.f32(), dresidual.as<T>(), dx.as<T>(), partials(),
              rows, width);
     });

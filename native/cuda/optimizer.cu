@@ -1,4 +1,6 @@
 // Gradient statistics and AdamW.
+#include <algorithm>
+
 #include "core/nvfp4.h"
 #include "core/philox.h"
 #include "cuda/cuda_backend.h"
@@ -9,7 +11,7 @@ namespace {
 
 constexpr int kThreads = 256;
 // Blocks of a reduction: a fixed number, so that the order of the sum does not depend on the device.
-constexpr int kMaxBlocks = 1024;
+constexpr unsigned kMaxBlocks = 1024;
 
 struct SumOfSquares {
   __device__ static float step(float total, float x) { return total + x * x; }
@@ -32,20 +34,12 @@ __device__ float block_reduce(float x, float* shared) {
   return total;
 }
 
-// *out = reduction of x. Each block reduces a stride; the block that ends last joins the partials in order and resets the
+// *out = join of every thread's `total`. The block that ends last joins the blocks' partials in order and resets the
 // ticket for the next kernel.
-template <typename Op, typename T, int W>
-__global__ void reduce_kernel(const T* x, int64_t elements, float* partial, uint32_t* ticket, float* out) {
-  begin();
+template <typename Op>
+__device__ void finish_reduction(float total, float* partial, uint32_t* ticket, float* out) {
   __shared__ float shared[kThreads / 32];
   __shared__ bool last;
-  float total = 0;
-  const int64_t stride = int64_t{gridDim.x} * kThreads * W;
-  for (int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * W; i < elements; i += stride) {
-    const Pack<W> v = load<W>(x + i);
-#pragma unroll
-    for (int j = 0; j < W; ++j) total = Op::step(total, v.v[j]);
-  }
   total = block_reduce<Op>(total, shared);
   if (threadIdx.x == 0) {
     partial[blockIdx.x] = total;
@@ -63,6 +57,26 @@ __global__ void reduce_kernel(const T* x, int64_t elements, float* partial, uint
     *out = total;
     *ticket = 0;
   }
+}
+
+// *out = reduction of x. Each block reduces a stride, a piece of kPieces · kThreads · W elements at a time.
+constexpr int kPieces = 4;
+template <typename Op, typename T, int W>
+__global__ void reduce_kernel(const T* x, int64_t elements, float* partial, uint32_t* ticket, float* out) {
+  begin();
+  float total = 0;
+  constexpr int64_t kStep = int64_t{kThreads} * W, kTile = kStep * kPieces;
+  for (int64_t first = blockIdx.x * kTile + threadIdx.x * W; first < elements; first += gridDim.x * kTile) {
+    Pack<W> v[kPieces]{};
+#pragma unroll
+    for (int p = 0; p < kPieces; ++p)
+      if (first + p * kStep < elements) v[p] = load<W>(x + first + p * kStep);
+#pragma unroll
+    for (int p = 0; p < kPieces; ++p)
+#pragma unroll
+      for (int j = 0; j < W; ++j) total = Op::step(total, v[p].v[j]);
+  }
+  finish_reduction<Op>(total, partial, ticket, out);
 }
 
 __global__ void grad_stats_kernel(const float* partials, int64_t count, const float* loss, float max_norm,
@@ -83,69 +97,107 @@ __global__ void grad_stats_kernel(const float* partials, int64_t count, const fl
   stats[3] = loss_value;
 }
 
-template <typename G, typename Master, int W>
+// Numbers of one step that every element shares.
+struct AdamwCall {
+  const float *stats, *hyper;
+  const uint32_t* rng;
+  bool decay;
+  uint32_t stream;
+};
+
+// Blocks of kQuads pieces of kThreads · W elements. With kAmax, *amax becomes the largest magnitude of the master that is
+// left; the largest is the same in any order, so the number of blocks is free.
+constexpr int kQuads = 2;
+// Enough that a projection of Qwen3-4B takes one round, few enough for the last block to join the maxima of.
+constexpr unsigned kMaxUpdateBlocks = 16384;
+template <typename G, typename Master, int W, bool kAmax>
 __global__ void __launch_bounds__(kThreads)
-    adamw_kernel(const G* grad, const float* stats, const float* hyper, const uint32_t* rng, bool decay,
-                 uint32_t stream, Master* master, float* m, float* v, int64_t elements) {
-  begin_weights();
-  if (stats[2] == 0) return;
-  const float clip = stats[1], lr = hyper[0], beta1 = hyper[1], beta2 = hyper[2], eps = hyper[3];
-  const float shrink = decay ? lr * hyper[4] : 0.0f, correction1 = 1.0f / hyper[5], correction2 = 1.0f / hyper[6];
-  const int64_t stride = int64_t{gridDim.x} * kThreads * W;
-  for (int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * W; i < elements; i += stride) {
-    const Pack<W> g_in = load<W>(grad + i);
-    Pack<W> w = load<W>(master + i), m_i = load<W>(m + i), v_i = load<W>(v + i);
+    adamw_kernel(const G* grad, AdamwCall call, Master* master, float* m, float* v, int64_t elements, float* partial,
+                 uint32_t* ticket, float* amax) {
+  // A master whose amax is wanted is quantised next; no product reads it. Any other may be a weight itself.
+  if constexpr (kAmax)
+    begin();
+  else
+    begin_weights();
+  const bool applied = call.stats[2] != 0;
+  if (!kAmax && !applied) return;
+  const float *hyper = call.hyper, clip = call.stats[1];
+  const float lr = hyper[0], beta1 = hyper[1], beta2 = hyper[2], eps = hyper[3];
+  const float shrink = call.decay ? lr * hyper[4] : 0.0f, correction1 = 1.0f / hyper[5], correction2 = 1.0f / hyper[6];
+  constexpr int64_t kStep = int64_t{kThreads} * W, kTile = kStep * kQuads;
+  float largest = 0;
+  for (int64_t first = blockIdx.x * kTile + threadIdx.x * W; first < elements; first += gridDim.x * kTile) {
+    Pack<W> g_i[kQuads]{}, w_i[kQuads]{}, m_i[kQuads]{}, v_i[kQuads]{};
 #pragma unroll
-    for (int j = 0; j < W; ++j) {
-      const float g = g_in.v[j] * clip;
-      m_i.v[j] = beta1 * m_i.v[j] + (1.0f - beta1) * g;
-      v_i.v[j] = beta2 * v_i.v[j] + (1.0f - beta2) * (g * g);
-      w.v[j] = w.v[j] - shrink * w.v[j];
-      w.v[j] = w.v[j] - lr * (m_i.v[j] * correction1) / (sqrtf(v_i.v[j] * correction2) + eps);
+    for (int q = 0; q < kQuads; ++q) {
+      const int64_t i = first + q * kStep;
+      if (i >= elements) continue;
+      w_i[q] = load<W>(master + i);
+      if (applied) g_i[q] = load<W>(grad + i), m_i[q] = load<W>(m + i), v_i[q] = load<W>(v + i);
     }
-    store<W>(m + i, m_i);
-    store<W>(v + i, v_i);
-    if constexpr (std::is_same_v<Master, bf16>) {
-      // Four elements share a Philox call.
 #pragma unroll
-      for (int j = 0; j < W; j += 4) {
-        const Philox4 draw =
-            philox_group(rng[0], rng[1], Draw::rounding, stream, rng[2], static_cast<uint64_t>((i + j) / 4));
+    for (int q = 0; q < kQuads; ++q) {
+      const int64_t i = first + q * kStep;
+      if (i >= elements) continue;
+      Pack<W>& w = w_i[q];
+      if (applied) {
 #pragma unroll
-        for (int k = j; k < j + 4 && k < W; ++k)
-          w.v[k] = bf16_to_f32(f32_to_bf16_stochastic(w.v[k], draw.word[(W == 1 ? static_cast<int>(i % 4) : k - j)]));
+        for (int j = 0; j < W; ++j) {
+          const float g = g_i[q].v[j] * clip;
+          float &m_j = m_i[q].v[j], &v_j = v_i[q].v[j];
+          m_j = beta1 * m_j + (1.0f - beta1) * g;
+          v_j = beta2 * v_j + (1.0f - beta2) * (g * g);
+          w.v[j] = w.v[j] - shrink * w.v[j];
+          w.v[j] = w.v[j] - lr * (m_j * correction1) / (sqrtf(v_j * correction2) + eps);
+        }
+        store<W>(m + i, m_i[q]);
+        store<W>(v + i, v_i[q]);
+        if constexpr (std::is_same_v<Master, bf16>) {
+          // Four elements share a Philox call.
+          const Philox4 draw = philox_group(call.rng[0], call.rng[1], Draw::rounding, call.stream, call.rng[2],
+                                            static_cast<uint64_t>(i / 4));
+#pragma unroll
+          for (int j = 0; j < W; ++j)
+            w.v[j] = bf16_to_f32(f32_to_bf16_stochastic(w.v[j], draw.word[W == 1 ? static_cast<int>(i % 4) : j]));
+        }
+        store<W>(master + i, w);
       }
+      if constexpr (kAmax)
+#pragma unroll
+        for (int j = 0; j < W; ++j) largest = amax_step(largest, w.v[j]);
     }
-    store<W>(master + i, w);
   }
+  if constexpr (kAmax) finish_reduction<LargestMagnitude>(largest, partial, ticket, amax);
 }
 
-unsigned reduction_blocks(int64_t elements, int width) {
-  return std::min<unsigned>(blocks_for(elements, int64_t{kThreads} * width * 4), kMaxBlocks);
+template <typename Op>
+void reduce(const Launch& how, const Tensor& x, float* partial, uint32_t* ticket, float* out) {
+  const int64_t elements = x.elements();
+  const auto run = [&](auto type, auto width) {
+    using T = decltype(type);
+    constexpr int kWidth = decltype(width)::value;
+    Launch sized = how;
+    sized.grid = std::min(blocks_for(elements, int64_t{kThreads} * kWidth * kPieces), kMaxBlocks);
+    launch(sized, reduce_kernel<Op, T, kWidth>, x.as<T>(), elements, partial, ticket, out);
+  };
+  by_float(x.dtype, [&](auto type) {
+    // A thread's 16 bytes lie beside its neighbours'.
+    constexpr int kWide = std::is_same_v<decltype(type), float> ? 4 : 8;
+    if (wide(elements, x))
+      run(type, std::integral_constant<int, kWide>{});
+    else
+      run(type, std::integral_constant<int, 1>{});
+  });
 }
 
 }  // namespace
 
 void CudaBackend::sum_squares(const Tensor& x, int64_t slot, const Tensor& out) {
-  const int64_t elements = x.elements();
-  by_activation(x.dtype, [&](auto act) {
-    using T = decltype(act);
-    by_width(wide(elements, x), [&](auto w) {
-      launch({reduction_blocks(elements, w), kThreads, stream(), 0, overlap()}, reduce_kernel<SumOfSquares, T, w>,
-             x.as<T>(), elements, partials(), ticket(), out.f32() + slot);
-    });
-  });
+  reduce<SumOfSquares>({1, kThreads, stream(), 0, overlap()}, x, partials(), ticket(), out.f32() + slot);
 }
 
 void CudaBackend::amax(const Tensor& x, int64_t slot, const Tensor& out) {
-  const int64_t elements = x.elements();
-  by_float(x.dtype, [&](auto act) {
-    using T = decltype(act);
-    by_width(wide(elements, x), [&](auto w) {
-      launch({reduction_blocks(elements, w), kThreads, stream(), 0, overlap()}, reduce_kernel<LargestMagnitude, T, w>,
-             x.as<T>(), elements, partials(), ticket(), out.f32() + slot);
-    });
-  });
+  reduce<LargestMagnitude>({1, kThreads, stream(), 0, overlap()}, x, partials(), ticket(), out.f32() + slot);
 }
 
 void CudaBackend::grad_stats(const Tensor& partials, const Tensor& loss, float max_norm, const Tensor& stats) {
@@ -153,19 +205,38 @@ void CudaBackend::grad_stats(const Tensor& partials, const Tensor& loss, float m
          max_norm, stats.f32());
 }
 
-void CudaBackend::adamw(const Tensor& grad, const Tensor& stats, const Tensor& hyper, const Tensor& rng, bool decay,
-                        int64_t stream, const Tensor& master, const Tensor& m, const Tensor& v) {
+void CudaBackend::update(const Tensor& grad, const Tensor& stats, const Tensor& hyper, const Tensor& rng, bool decay,
+                         int64_t stream, const Tensor& master, const Tensor& m, const Tensor& v, float* amax) {
   const int64_t elements = master.elements();
+  const AdamwCall call{stats.f32(), hyper.f32(), rng.as<uint32_t>(), decay, static_cast<uint32_t>(stream)};
   by_activation(grad.dtype, [&](auto g) {
     by_activation(master.dtype, [&](auto p) {
-      by_width(wide(elements, grad, master, m, v), [&](auto w) {
-        launch({blocks_for(elements, kThreads * w), kThreads, this->stream(), 0, overlap()},
-               adamw_kernel<decltype(g), decltype(p), w>, grad.as<decltype(g)>(), stats.f32(), hyper.f32(),
-               rng.as<uint32_t>(), decay, static_cast<uint32_t>(stream), master.as<decltype(p)>(), m.f32(), v.f32(),
-               elements);
-      });
+      const auto run = [&](auto width) {
+        using G = decltype(g);
+        using P = decltype(p);
+        constexpr int kWidth = decltype(width)::value;
+        const unsigned blocks = std::min(blocks_for(elements, int64_t{kThreads} * kWidth * kQuads), kMaxUpdateBlocks);
+        auto* kernel = amax ? adamw_kernel<G, P, kWidth, true> : adamw_kernel<G, P, kWidth, false>;
+        launch({blocks, kThreads, this->stream(), 0, overlap()}, kernel, grad.as<G>(), call, master.as<P>(), m.f32(),
+               v.f32(), elements, partials(), ticket(), amax);
+      };
+      if (wide(elements, grad, master, m, v))
+        run(std::integral_constant<int, 4>{});
+      else
+        run(std::integral_constant<int, 1>{});
     });
   });
+}
+
+void CudaBackend::adamw(const Tensor& grad, const Tensor& stats, const Tensor& hyper, const Tensor& rng, bool decay,
+                        int64_t stream, const Tensor& master, const Tensor& m, const Tensor& v) {
+  update(grad, stats, hyper, rng, decay, stream, master, m, v, nullptr);
+}
+
+void CudaBackend::adamw_amax(const Tensor& grad, const Tensor& stats, const Tensor& hyper, const Tensor& rng,
+                             bool decay, int64_t stream, int64_t slot, const Tensor& master, const Tensor& m,
+                             const Tensor& v, const Tensor& amax) {
+  update(grad, stats, hyper, rng, decay, stream, master, m, v, amax.f32() + slot);
 }
 
 }  // namespace q4::gpu

@@ -10,20 +10,21 @@ constexpr int kThreads = 256;
 // Half-blocks a thread of quantize_kernel, a whole grid's stride apart.
 constexpr int kHalves = 4;
 
-// Integer sums are the same in any order. One atomic a block: more would queue up at the one address.
-__device__ void add_count(int count, int32_t* total) {
+// *total = Σ count over the grid. Integer sums are the same in any order. `tally` holds { sum, blocks done }, zero between
+// kernels. One atomic a block: more would queue up at the one address.
+__device__ void add_up(int count, int32_t* tally, int32_t* total) {
   __shared__ int shared[kThreads / 32];
   count = __reduce_add_sync(0xffffffffu, count);
   if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = count;
   __syncthreads();
   if (threadIdx.x != 0) return;
   for (int w = 1; w < kThreads / 32; ++w) count += shared[w];
-  if (count) atomicAdd(total, count);
-}
-
-__global__ void zero_count_kernel(int32_t* total) {
-  begin();
-  *total = 0;
+  if (count) atomicAdd(tally, count);
+  __threadfence();
+  if (atomicAdd(tally + 1, 1) != static_cast<int>(gridDim.x) - 1) return;
+  __threadfence();
+  *total = atomicExch(tally, 0);
+  tally[1] = 0;
 }
 
 // nvfp4_code for a step that is neither tiny nor huge: the same quotient, correctly rounded by two residual corrections
@@ -42,8 +43,11 @@ __device__ uint32_t code_of(float value, float step, float reciprocal) {
 // Half a block a thread. master [O·K] → codes, scales; every thread computes the same global scale from the amax slots.
 template <typename T>
 __global__ void quantize_kernel(const T* master, const float* amax, int64_t slot_begin, int64_t slot_end,
-                                uint32_t* codes, uint8_t* scales, float* global_out, int32_t* changed, int64_t halves) {
+                                uint32_t* codes, uint8_t* scales, float* global_out, int32_t* tally, int32_t* changed,
+                                int64_t halves) {
   begin_weights();
+  // From the end: what an update wrote last is still in the L2 cache.
+  const int64_t block = gridDim.x - 1 - blockIdx.x;
   float global = 1.0f;
   if (amax) {
     float largest = 0;
@@ -55,12 +59,12 @@ __global__ void quantize_kernel(const T* master, const float* amax, int64_t slot
   uint32_t before[kHalves] = {};
 #pragma unroll
   for (int i = 0; i < kHalves; ++i) {
-    const int64_t half = (int64_t{blockIdx.x} * kHalves + i) * kThreads + threadIdx.x;
+    const int64_t half = (block * kHalves + i) * kThreads + threadIdx.x;
     if (half < halves) pieces[i] = load<8>(master + half * 8), before[i] = codes[half];
   }
 #pragma unroll
   for (int i = 0; i < kHalves; ++i) {
-    const int64_t half = (int64_t{blockIdx.x} * kHalves + i) * kThreads + threadIdx.x;
+    const int64_t half = (block * kHalves + i) * kThreads + threadIdx.x;
     const bool inside = half < halves;
     const Pack<8>& x = pieces[i];
     float largest = 0;
@@ -85,7 +89,7 @@ __global__ void quantize_kernel(const T* master, const float* amax, int64_t slot
       codes[half] = packed;
     }
   }
-  if (changed) add_count(differing, changed);
+  if (changed) add_up(differing, tally, changed);
 }
 
 // y = code · scale · global, half a block a thread.
@@ -104,10 +108,11 @@ __global__ void dequantize_kernel(const uint32_t* codes, const uint8_t* scales, 
   store<8>(y + half * 8, out);
 }
 
-__global__ void count_changed_kernel(const uint32_t* a, const uint32_t* b, int32_t* out, int64_t halves) {
+__global__ void count_changed_kernel(const uint32_t* a, const uint32_t* b, int32_t* tally, int32_t* out,
+                                     int64_t halves) {
   begin();
   const int64_t half = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  add_count(half < halves ? __popc(nvfp4_differing_codes(a[half], b[half])) : 0, out);
+  add_up(half < halves ? __popc(nvfp4_differing_codes(a[half], b[half])) : 0, tally, out);
 }
 
 }  // namespace
@@ -116,12 +121,11 @@ void CudaBackend::quantize_nvfp4(const Tensor& master, const Tensor& amax, Slots
                                  const Tensor& weight, const Tensor& changed) {
   const int64_t halves = master.elements() / 8;
   int32_t* count = changed ? changed.i32() + changed_slot : nullptr;
-  if (count) launch({1, 1, stream(), 0, overlap()}, zero_count_kernel, count);
   by_activation(master.dtype, [&](auto act) {
     using T = decltype(act);
     launch({blocks_for(halves, kThreads * kHalves), kThreads, stream(), 0, overlap()}, quantize_kernel<T>,
            master.as<T>(), amax.f32(), slots.begin, slots.end, weight.as<uint32_t>(), weight.scale, weight.global_scale,
-           count, halves);
+           tally(), count, halves);
   });
 }
 
@@ -136,9 +140,8 @@ void CudaBackend::dequantize_nvfp4(const Tensor& weight, const Tensor& y) {
 
 void CudaBackend::count_changed(const Tensor& a, const Tensor& b, int64_t slot, const Tensor& out) {
   const int64_t halves = a.elements() / 8;
-  launch({1, 1, stream(), 0, overlap()}, zero_count_kernel, out.i32() + slot);
   launch({blocks_for(halves, kThreads), kThreads, stream(), 0, overlap()}, count_changed_kernel, a.as<uint32_t>(),
-         b.as<uint32_t>(), out.i32() + slot, halves);
+         b.as<uint32_t>(), tally(), out.i32() + slot, halves);
 }
 
 }  // namespace q4::gpu

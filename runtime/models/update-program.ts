@@ -7,6 +7,7 @@
  */
 import { lower, type Lowered } from '../graph/lower.js';
 import { adamw, gradStats, sumSquares } from '../graph/ops/optimizer.js';
+import { fuseAdamwAmax } from '../graph/rewrites/fuse-adamw-amax.js';
 import type { Tensor } from '../graph/types.js';
 import type { Model, ModelParameter } from './model.js';
 import { Inputs, type ProgramOptions } from './program-inputs.js';
@@ -65,5 +66,5 @@ export function updateProgram(options: UpdateProgramOptions): Lowered {
     for (const parameter of group) recordAmax(model, parameter, inputs, optimizer(parameter.name));
     for (const parameter of group) recordQuantise(model, parameter, inputs, optimizer(parameter.name));
   }
-  return lower(inputs.at.finish(options.name ?? 'update'));
+  return lower(fuseAdamwAmax(inputs.at.finish(options.name ?? 'update')));
 }

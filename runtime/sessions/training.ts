@@ -4,6 +4,7 @@ import { lower, type Lowered } from '../graph/lower.js';
 import { randomNormal } from '../graph/ops/filling.js';
 import { Recorder } from '../graph/recorder.js';
 import type { DeviceKind } from '../graph/types.js';
+import { withGradients, type GradientDtype } from '../models/gradients.js';
 import { modelTensors, type Model, type ModelParameter } from '../models/model.js';
 import { quantizeProgram } from '../models/quantise-programs.js';
 import { trainedBy, trainProgram, type Loss } from '../models/train-program.js';
@@ -20,6 +21,7 @@ export interface TrainingOptions {
   readonly tokens: number;
   readonly loss: Loss;
   readonly recompute: 'none' | 'block';
+  readonly gradients: GradientDtype;
   /** 0: never clip. */
   readonly maxGradNorm: number;
   readonly betas: readonly [number, number];
@@ -69,19 +71,20 @@ type ProgramName = 'overwrite' | 'accumulate' | 'evaluate' | 'update' | 'quantiz
 
 /** The programs of a training run; what `plan` counts is what runs. */
 export function trainingPrograms(
-  model: Model,
+  layout: Model,
   device: DeviceKind,
   activation: LoadedModel['activation'],
   options: TrainingOptions,
 ): ReadonlyMap<ProgramName, () => Lowered> {
-  const { batch, tokens, loss, recompute, maxGradNorm } = options;
+  const { batch, tokens, loss, recompute, gradients, accumulates, maxGradNorm } = options;
+  const model = withGradients(layout, { gradients, activation, accumulates });
   const micro = { model, device, activation, batch, tokens, loss, recompute, prefix: PREFIX };
   const programs = new Map<ProgramName, () => Lowered>([
     ['overwrite', () => trainProgram({ ...micro, accumulate: false })],
     ['update', () => updateProgram({ model, device, maxGradNorm, loss, decays: DECAYS[options.decay] })],
     ['quantize', () => quantizeProgram({ model, device })],
   ]);
-  if (options.accumulates) programs.set('accumulate', () => trainProgram({ ...micro, accumulate: true }));
+  if (accumulates) programs.set('accumulate', () => trainProgram({ ...micro, accumulate: true }));
   if (options.evaluates)
     programs.set('evaluate', () =>
       trainProgram({ ...micro, accumulate: true, gradients: false, lossTensor: 'eval_loss' }),
@@ -155,17 +158,17 @@ export class TrainingSession {
     const scale = this.#lossScale(batches);
     const ops: ProfiledOp[] = [];
     let gradients = 0;
+    this.#writeHyper(learningRate, step);
     for (const [i, batch] of batches.entries()) {
       this.#feed(batch, scale);
       const program = this.#program(i === 0 ? 'overwrite' : 'accumulate');
       const result = await program.run({ profile });
       gradients += result.seconds;
-      ops.push(...withCosts(program.program, result.ops ?? []));
+      if (result.ops) ops.push(...withCosts(program.program, result.ops));
     }
-    this.#writeHyper(learningRate, step);
     const optimizer = this.#program('update');
     const update = await optimizer.run({ profile });
-    ops.push(...withCosts(optimizer.program, update.ops ?? []));
+    if (update.ops) ops.push(...withCosts(optimizer.program, update.ops));
     const [gradNorm = NaN, , applied = 0, loss = NaN] = this.#floats('stats');
     const changedShare = this.#changedShare();
     return {

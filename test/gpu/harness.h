@@ -140,6 +140,14 @@ class Harness {
     return raw;
   }
 
+  // Another tensor with the bytes of a plain one on the GPU, on the backend that is asked for.
+  Tensor copy(const Tensor& tensor, Backend& to) {
+    const Tensor out = on(to, tensor.dtype, {tensor.dims.begin(), tensor.dims.begin() + tensor.rank});
+    const std::vector<uint8_t> raw = bytes(tensor);
+    to.upload(out.data, raw.data(), static_cast<int64_t>(raw.size()));
+    return out;
+  }
+
   // ‖gpu − cpu‖ / ‖cpu‖ ≤ bound; NaN fails.
   void close(const std::string& name, const Both& both, double bound) {
     const std::vector<float> got = read(both.gpu);

@@ -59,8 +59,9 @@ void test_losses(Harness& h) {
     for (const DType weight_dtype : {DType::nvfp4, DType::f32, DType::bf16})
       for (const auto& [n, width, vocabulary] :
            {std::tuple<int64_t, int64_t, int64_t>{1, 32, 7}, {13, 64, 101}, {70, 96, 1000}})
-        for (const int64_t chunk : {int64_t{1}, int64_t{5}, n}) {
-          if (chunk > n || (h.small && n > 4 * chunk)) continue;
+        // Rows of scratch: from one row of logits to all of them beside the whole weight.
+        for (const int64_t chunk : {int64_t{1}, int64_t{5}, n, width + n}) {
+          if ((chunk > n && chunk < width) || (h.small && n > 4 * chunk)) continue;
           const std::string at = std::string(" ") + label(act) + " " + label(weight_dtype) + " " + std::to_string(n) +
                                  "x" + std::to_string(width) + "x" + std::to_string(vocabulary) + " by " +
                                  std::to_string(chunk);

@@ -55,6 +55,21 @@ void test_optimizer(Harness& h) {
           h.close("adamw master" + at, master, master_dtype == DType::bf16 ? 1e-4 : 1e-6);
           h.close("adamw m" + at, m, 1e-6);
           h.close("adamw v" + at, v, 1e-6);
+          // The fused op leaves the same bytes, and the amax of what it leaves.
+          const Tensor other = h.copy(master.gpu, *h.gpu), other_m = h.copy(m.gpu, *h.gpu),
+                       other_v = h.copy(v.gpu, *h.gpu);
+          const Both largest = h.normals(DType::f32, {3});
+          h.gpu->adamw(grad.gpu, stats.gpu, hyper.gpu, rng.gpu, true, 9, other, other_m, other_v);
+          for (int twice = 0; twice < 2; ++twice)
+            h.gpu->adamw_amax(grad.gpu, stats.gpu, hyper.gpu, rng.gpu, true, 9, 1, master.gpu, m.gpu, v.gpu,
+                              largest.gpu);
+          h.gpu->adamw(grad.gpu, stats.gpu, hyper.gpu, rng.gpu, true, 9, other, other_m, other_v);
+          const Tensor left = h.copy(other, *h.cpu);
+          h.same("adamw_amax master" + at, left, master.gpu, n * element_bytes(master_dtype));
+          h.same("adamw_amax m" + at, h.copy(other_m, *h.cpu), m.gpu, n * 4);
+          h.same("adamw_amax v" + at, h.copy(other_v, *h.cpu), v.gpu, n * 4);
+          h.cpu->amax(left, 1, largest.cpu);
+          h.close("adamw_amax amax" + at, largest, 0);
           h.clear();
         }
 }

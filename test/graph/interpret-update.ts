@@ -38,6 +38,26 @@ function quantize({ in: [master, amax], out: [weight, changed], attrs }: Call): 
   changed!.set(slot!, count);
 }
 
+function adamw({ in: [grad, stats, hyper], out: [master, m, v], attrs }: Call): void {
+  if (stats!.get(2) === 0) return;
+  const [lr, beta1, beta2, eps, decay, bias1, bias2] = all(hyper!) as [
+    number,
+    number,
+    number,
+    number,
+    number,
+    number,
+    number,
+  ];
+  for (let i = 0; i < grad!.size; i++) {
+    const g = grad!.get(i) * stats!.get(1);
+    m!.set(i, beta1 * m!.get(i) + (1 - beta1) * g);
+    v!.set(i, beta2 * v!.get(i) + (1 - beta2) * g * g);
+    if (attrs['decay']) master!.add(i, -lr * decay * master!.get(i));
+    master!.add(i, (-lr * (m!.get(i) / bias1)) / (Math.sqrt(v!.get(i) / bias2) + eps));
+  }
+}
+
 export const UPDATE: Readonly<Record<string, Kernel>> = {
   sum_squares({ in: [x], out: [partials], attrs }) {
     partials!.set(
@@ -53,24 +73,11 @@ export const UPDATE: Readonly<Record<string, Kernel>> = {
     stats!.set(2, Number.isFinite(norm) && Number.isFinite(loss!.get(0)) ? 1 : 0);
     stats!.set(3, loss!.get(0));
   },
-  adamw({ in: [grad, stats, hyper], out: [master, m, v], attrs }) {
-    if (stats!.get(2) === 0) return;
-    const [lr, beta1, beta2, eps, decay, bias1, bias2] = all(hyper!) as [
-      number,
-      number,
-      number,
-      number,
-      number,
-      number,
-      number,
-    ];
-    for (let i = 0; i < grad!.size; i++) {
-      const g = grad!.get(i) * stats!.get(1);
-      m!.set(i, beta1 * m!.get(i) + (1 - beta1) * g);
-      v!.set(i, beta2 * v!.get(i) + (1 - beta2) * g * g);
-      if (attrs['decay']) master!.add(i, -lr * decay * master!.get(i));
-      master!.add(i, (-lr * (m!.get(i) / bias1)) / (Math.sqrt(v!.get(i) / bias2) + eps));
-    }
+  adamw,
+  adamw_amax(call) {
+    adamw(call);
+    const [master, , , out] = call.out;
+    out!.set(call.attrs['slot']!, Math.max(...all(master!).map(Math.abs)));
   },
   amax({ in: [x], out: [out], attrs }) {
     out!.set(attrs['slot']!, Math.max(...all(x!).map(Math.abs)));

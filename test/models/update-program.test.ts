@@ -109,9 +109,23 @@ test('single-level scales use no amax', () => {
   const storage = defaultStorage(config, { quantize: true, plain: 'f32', globalScale: 'none' });
   const model = tinyModel({}, { storage });
   const { program, tensors } = updateProgram({ model, device: 'cpu', maxGradNorm: 0 });
-  assert.not(program.ops.some(({ op }) => op === 'amax'));
+  assert.not(program.ops.some(({ op }) => op.includes('amax')));
   assert.not(tensors.some(({ name }) => name === 'amax'));
   assert.ok(program.ops.filter(({ op }) => op === 'quantize_nvfp4').every(({ inputs }) => inputs[1] === -1));
+});
+
+test('the amax of a master comes with its update, and by itself where nothing is updated', () => {
+  const model = tinyModel({}, { sharedGlobalScale: true });
+  const { program } = updateProgram({ model, device: 'cpu', maxGradNorm: 1, loss: 'scalar' });
+  const count = (name: string): number => program.ops.filter(({ op }) => op === name).length;
+  // The scalar loss never reaches the head, whose codes and scales then stay.
+  assert.is(count('adamw_amax'), model.requantised.length - 1);
+  assert.is(count('amax'), 0);
+  assert.is(count('adamw'), model.trainable.length - model.requantised.length);
+  const slots = program.ops.filter(({ op }) => op === 'adamw_amax').map(({ attrs }) => attrs['slot']);
+  assert.is(new Set(slots).size, slots.length);
+  const { program: alone } = quantizeProgram({ model, device: 'cpu' });
+  assert.is(alone.ops.filter(({ op }) => op === 'amax').length, model.requantised.length);
 });
 
 test('the scalar loss leaves the head alone', () => {

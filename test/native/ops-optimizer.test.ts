@@ -132,6 +132,38 @@ for (const device of devices) {
         }
   });
 
+  test(`${device.name}: adamw_amax is adamw, then amax`, async () => {
+    for (const n of SIZES)
+      for (const masterType of ['f32', 'bf16'] as const)
+        for (const applied of [1, 0]) {
+          const inputs = [tensor('bf16', [n], normals(n, 1)), f32([4], [1, 0.5, applied, 1]), hyper, rng];
+          const outputs = [
+            tensor(masterType, [n], normals(n, 2)),
+            f32([n], normals(n, 3)),
+            f32(
+              [n],
+              normals(n, 4).map((x) => x * x),
+            ),
+          ];
+          const attrs = { decay: 1, stream: 2 };
+          const updated = await runOp(device, { op: 'adamw', inputs, outputs, attrs });
+          const slots = f32([3], [5, 5, 5]);
+          const [largest] = await runOp(device, {
+            op: 'amax',
+            inputs: [updated[0]!],
+            outputs: [slots],
+            attrs: { slot: 1 },
+          });
+          const fused = await runOp(device, {
+            op: 'adamw_amax',
+            inputs,
+            outputs: [...outputs, slots],
+            attrs: { ...attrs, slot: 1 },
+          });
+          assert.equal(fused, [...updated, largest], `${n} ${masterType} ${applied}`);
+        }
+  });
+
   test(`${device.name}: adamw rounds bf16 masters stochastically, from Philox`, async () => {
     const n = 203;
     const master = tensor('bf16', [n], normals(n, 5));

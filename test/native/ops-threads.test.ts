@@ -92,6 +92,12 @@ function cases(): OpCase[] {
       outputs: [tensor('bf16', [n1], normals(n1, 22)), vector(23), positive],
       attrs: { decay: 1, stream: 1 },
     },
+    {
+      op: 'adamw_amax',
+      inputs: [vector(20), f32([4], [1, 1, 1, 1]), hyper, i32([4], [1, 2, 3, 0])],
+      outputs: [vector(22), vector(23), positive, f32([1])],
+      attrs: { decay: 1, stream: 1, slot: 0 },
+    },
     { op: 'random_normal', outputs: [f32([n1])], attrs: { seed_lo: 1, seed_hi: 2, stream: 3, std: 1 } },
   ];
 }

@@ -60,4 +60,11 @@ void ReferenceBackend::amax(const Tensor& x, int64_t slot, const Tensor& out) {
   out.f32()[slot] = largest;
 }
 
+void ReferenceBackend::adamw_amax(const Tensor& grad, const Tensor& stats, const Tensor& hyper, const Tensor& rng,
+                                  bool decay, int64_t stream, int64_t slot, const Tensor& master, const Tensor& m,
+                                  const Tensor& v, const Tensor& out) {
+  adamw(grad, stats, hyper, rng, decay, stream, master, m, v);
+  amax(master, slot, out);
+}
+
 }  // namespace q4

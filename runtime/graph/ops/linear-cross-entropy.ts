@@ -40,14 +40,21 @@ export const LINEAR_CROSS_ENTROPY: OpSpec = {
 };
 
 /** Bytes that one chunk of logits may take. */
-// On a GPU each chunk adds to the fp32 gradient of the head once more: 2,048 rows of Qwen3's vocabulary keep that small.
-const CHUNK_BYTES: Record<DeviceKind, number> = { cpu: 2 ** 26, cuda: 1.25e9 };
+// On a GPU each chunk adds to the fp32 gradient of the head once more, and the product that gives dx, rows × H, fills the
+// device from some 8,192 rows on: as many of Qwen3's vocabulary.
+const CHUNK_BYTES: Record<DeviceKind, number> = { cpu: 2 ** 26, cuda: 5e9 };
 
-/** f32 [rows, V]: rows in steps of 16, at least 16, at most all. */
+/**
+ * f32 [rows, V]: rows of logits in steps of 16, at least 16, at most all; on a GPU after as many as the weight takes in
+ * the dtype of x, where it has another: it is converted once for all products.
+ */
 function logitsChunk(view: OpView, device: DeviceKind): readonly number[] {
-  const [rows, vocabulary] = [view.inputs[0]!.shape[0]!, view.inputs[1]!.shape[0]!];
+  const [x, weight] = [view.inputs[0]!, view.inputs[1]!];
+  const [rows, vocabulary, width] = [x.shape[0]!, weight.shape[0]!, weight.shape[1]!];
   const fitting = Math.floor(CHUNK_BYTES[device] / (4 * vocabulary) / 16) * 16;
-  return [Math.min(rows, Math.max(16, fitting)), vocabulary];
+  const converted = device === 'cuda' && weight.dtype !== x.dtype;
+  const weightRows = converted ? Math.ceil((width * (x.dtype === 'bf16' ? 2 : 4)) / 4) : 0;
+  return [weightRows + Math.min(rows, Math.max(16, fitting)), vocabulary];
 }
 
 /**

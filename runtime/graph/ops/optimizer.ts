@@ -31,6 +31,21 @@ export const ADAMW: OpSpec = {
   cost: elementwise(16, [0, 1, 2]),
 };
 
+/** What `fuseAdamwAmax` makes of an update and the amax that follows it. */
+export const ADAMW_AMAX: OpSpec = {
+  name: 'adamw_amax',
+  signature:
+    'grad: f32|bf16[*], stats: f32[4], hyper: f32[8], rng: i32[4] -> master: f32|bf16[*], m: f32[*], v: f32[*], amax: f32[P]',
+  attrs: ['decay', 'stream', 'slot'],
+  check: (view) =>
+    view.attrs['slot']! < view.outputs[3]!.shape[0]! ? null : 'the slot lies outside its vector',
+  modifies: () => [0, 1, 2, 3],
+  cost: (view) => {
+    const { flops, bytes } = elementwise(17, [0, 1, 2])({ ...view, outputs: view.outputs.slice(0, 3) });
+    return { flops, bytes: bytes + 4 };
+  },
+};
+
 /** partials[slot] = Σ x². */
 export function sumSquares(x: Tensor, slot: number, partials: Tensor, at: Recorder): void {
   at.emit(SUM_SQUARES, [x], { attrs: { slot }, into: { partials } });

@@ -12,7 +12,7 @@ import { L1_LOSS } from './l1-loss.js';
 import { LINEAR, LINEAR_DGRAD, LINEAR_WGRAD } from './linear.js';
 import { LINEAR_CROSS_ENTROPY } from './linear-cross-entropy.js';
 import { AMAX, COUNT_CHANGED, DEQUANTIZE_NVFP4, QUANTIZE_NVFP4 } from './nvfp4.js';
-import { ADAMW, GRAD_STATS, SUM_SQUARES } from './optimizer.js';
+import { ADAMW, ADAMW_AMAX, GRAD_STATS, SUM_SQUARES } from './optimizer.js';
 import { ADD_RMS_NORM, RMS_NORM, RMS_NORM_BACKWARD } from './rms-norm.js';
 import { INCREMENT, SAMPLE } from './sampling.js';
 import { SWIGLU, SWIGLU_BACKWARD } from './swiglu.js';
@@ -40,6 +40,7 @@ const ALL: readonly OpSpec[] = [
   SUM_SQUARES,
   GRAD_STATS,
   ADAMW,
+  ADAMW_AMAX,
   AMAX,
   QUANTIZE_NVFP4,
   DEQUANTIZE_NVFP4,
