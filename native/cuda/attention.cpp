@@ -42,7 +42,7 @@ void CudaBackend::attention(const Tensor& q, const Tensor& k, const Tensor& v, c
     return split_attention(call, partials(), Workspace::kPartialBytes / 4, ticket() + 1, processors_, stream(),
                            overlap());
   if (tiles && call.dim <= 128) {
-    if (sm90_flash_attention(call, capability_, stream(), overlap())) return;
+    if (sm90_flash_attention(call, capability_, processors_, ticket(), stream(), overlap())) return;
     return flash_attention(call, stream(), overlap());
   }
   scalar_attention(call, q.dtype, stream(), overlap());
@@ -57,8 +57,8 @@ void CudaBackend::attention_backward(const Tensor& dout, const Tensor& q, const 
   call.dout = dout.data;
   call.dq = dq.data, call.dk = dk.data, call.dv = dv.data;
   const bool tiles = takes_tiles(q, k, v, shape.head_dim) && aligned(dout) && call.forward.dim <= 128;
-  if (tiles &&
-      sm90_flash_attention_backward(call, capability_, partials(), Workspace::kPartialBytes / 4, stream(), overlap()))
+  if (tiles && sm90_flash_attention_backward(call, capability_, processors_, ticket(), partials(),
+                                             Workspace::kPartialBytes / 4, stream(), overlap()))
     return;
   const int64_t rows = q.rows();
   if (rows * shape.heads > Workspace::kPartialBytes / 4)

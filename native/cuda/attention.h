@@ -30,10 +30,12 @@ struct AttentionBackwardCall {
 // Tensor cores, bf16, D ≤ 128 and D % 8 == 0.
 void flash_attention(const AttentionCall& call, cudaStream_t stream, bool overlap);
 void flash_attention_backward(const AttentionBackwardCall& call, cudaStream_t stream, bool overlap);
-// The same on Hopper's own instructions, for D = 128. False when this device or build has none.
-bool sm90_flash_attention(const AttentionCall& call, int capability, cudaStream_t stream, bool overlap);
-bool sm90_flash_attention_backward(const AttentionBackwardCall& call, int capability, float* workspace,
-                                   int64_t workspace_floats, cudaStream_t stream, bool overlap);
+// The same on Hopper's own instructions, for D = 128; `ticket` is zero between kernels. False when this device or build
+// has none.
+bool sm90_flash_attention(const AttentionCall& call, int capability, int processors, uint32_t* ticket,
+                          cudaStream_t stream, bool overlap);
+bool sm90_flash_attention_backward(const AttentionBackwardCall& call, int capability, int processors, uint32_t* ticket,
+                                   float* workspace, int64_t workspace_floats, cudaStream_t stream, bool overlap);
 // Few queries over a cache, split along the cache; `partials` holds `partial_floats` floats,
 // `tickets` a zero for every sequence and key head. steps · heads / kv_heads ≤ 8, bf16, D ≤ 256, D % 8 == 0.
 void split_attention(const AttentionCall& call, float* partials, int64_t partial_floats, uint32_t* tickets,

@@ -55,17 +55,45 @@ __device__ inline void copy_bytes(void* to, const void* from, int bytes, uint64_
       : "memory");
 }
 
-// ---- products ----
-// A tile whose rows are m or n and whose 64 columns are k; `address` at a row that is a multiple of 8, plus 32 bytes for
-// every 16 of k.
-__device__ inline uint64_t rows_operand(uint32_t address) {
-  return uint64_t{(address & 0x3ffffu) >> 4} | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
+// The same box from shared to global memory; rows past the end are dropped. Fence, then commit, then wait.
+__device__ inline void store_box(const CUtensorMap* map, const void* from, int column, int row, int batch) {
+  asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),
+               "r"(address_of(from)), "r"(column), "r"(row), "r"(batch)
+               : "memory");
 }
-// A tile whose rows are k and whose columns are n (B, transposed); the next 64 of n lie `next` bytes further; plus 2048
-// bytes for every 16 of k.
-__device__ inline uint64_t columns_operand(uint32_t address, uint32_t next) {
-  return uint64_t{(address & 0x3ffffu) >> 4} | uint64_t{next >> 4} << 16 | uint64_t{1024 >> 4} << 32 |
-         uint64_t{1} << 62;
+__device__ inline void stores_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// Until the sources of all stores have been read.
+__device__ inline void stores_wait() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+// Ordinary stores to shared memory, seen by the copy engine and by products.
+__device__ inline void fence_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// ---- barriers of whole warps; id 0 is __syncthreads' ----
+__device__ inline void warps_sync(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+__device__ inline void warps_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// 2^x to 2 ulp, denormals to zero.
+__device__ inline float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// ---- products ----
+// What a product reads, `offset` bytes from `address` (kept apart, so that one addition is left for each product).
+__device__ inline uint64_t operand(uint32_t address, uint32_t offset, uint32_t next) {
+  return uint64_t{(address >> 4) + ((offset >> 4) + (next >> 4 << 16))} | uint64_t{1024 >> 4 | 1u << 30} << 32;
+}
+// A tile whose rows are m or n and whose 64 columns are k; `address` at a row that is a multiple of 8; 32 bytes for every
+// 16 of k.
+__device__ inline uint64_t rows_operand(uint32_t address, uint32_t offset) { return operand(address, offset, 16); }
+// A tile whose rows are k and whose columns are n (B, transposed); the next 64 of n lie `next` bytes further; 2048 bytes
+// for every 16 of k.
+__device__ inline uint64_t columns_operand(uint32_t address, uint32_t offset, uint32_t next) {
+  return operand(address, offset, next);
 }
 __device__ inline void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -79,92 +107,73 @@ __device__ inline void settle(float (&d)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
-// d[64, n] (+)= a·bᵀ (…_new: d = a·bᵀ), both in shared memory; a warp holds 16 rows, laid out as by mma m16n8k16.
-__device__ inline void product_64(float (&d)[32], uint64_t a, uint64_t b, bool add) {
-  asm volatile(
-      "{ .reg .pred p; setp.ne.b32 p, %34, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-      "}, %32, %33, p, 1, 1, 0, 0; }"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
-        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
-        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+// d[64, n] += a·bᵀ (…_new: d = a·bᵀ), b in shared memory; a warp holds 16 rows of d, laid out as by mma m16n8k16.
+// a lies in shared memory, or (…_held) in registers: an A fragment of m16n8k16 in each warp. b's rows are n, but k in
+// …_columns.
+#define Q4_LIST_32                                                          \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}"
+#define Q4_LIST_64                                                                   \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "          \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}"
+#define Q4_D8(use, i) \
+  use(d[i]), use(d[i + 1]), use(d[i + 2]), use(d[i + 3]), use(d[i + 4]), use(d[i + 5]), use(d[i + 6]), use(d[i + 7])
+#define Q4_D32(use) Q4_D8(use, 0), Q4_D8(use, 8), Q4_D8(use, 16), Q4_D8(use, 24)
+#define Q4_D64(use) Q4_D32(use), Q4_D8(use, 32), Q4_D8(use, 40), Q4_D8(use, 48), Q4_D8(use, 56)
+// One instruction; `add` is "1" or "0"; the last of the operands says whether b's rows are k.
+#define Q4_PRODUCT(n, add, list, operands)  \
+  "{ .reg .pred add; setp.ne.b32 add, " add \
+  ", 0;\n"                                  \
+  "wgmma.mma_async.sync.aligned.m64n" n "k16.f32.bf16.bf16 " list ", " operands "; }"
+__device__ inline void product(float (&d)[32], uint64_t a, uint64_t b) {
+  asm volatile(Q4_PRODUCT("64", "1", Q4_LIST_32, "%32, %33, add, 1, 1, 0, 0") : Q4_D32("+f") : "l"(a), "l"(b));
 }
-__device__ inline void product_64_new(float (&d)[32], uint64_t a, uint64_t b) {
-  asm volatile(
-      "{ .reg .pred p; setp.ne.b32 p, %34, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-      "}, %32, %33, p, 1, 1, 0, 0; }"
-      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3]), "=f"(d[4]), "=f"(d[5]), "=f"(d[6]), "=f"(d[7]), "=f"(d[8]),
-        "=f"(d[9]), "=f"(d[10]), "=f"(d[11]), "=f"(d[12]), "=f"(d[13]), "=f"(d[14]), "=f"(d[15]), "=f"(d[16]),
-        "=f"(d[17]), "=f"(d[18]), "=f"(d[19]), "=f"(d[20]), "=f"(d[21]), "=f"(d[22]), "=f"(d[23]), "=f"(d[24]),
-        "=f"(d[25]), "=f"(d[26]), "=f"(d[27]), "=f"(d[28]), "=f"(d[29]), "=f"(d[30]), "=f"(d[31])
-      : "l"(a), "l"(b), "r"(0));
+__device__ inline void product_new(float (&d)[32], uint64_t a, uint64_t b) {
+  asm volatile(Q4_PRODUCT("64", "0", Q4_LIST_32, "%32, %33, add, 1, 1, 0, 0") : Q4_D32("=f") : "l"(a), "l"(b));
 }
-__device__ inline void product_128(float (&d)[64], uint64_t a, uint64_t b, bool add) {
-  asm volatile(
-      "{ .reg .pred p; setp.ne.b32 p, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-      "}, %64, %65, p, 1, 1, 0, 0; }"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
-        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
-        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
-        "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
-        "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
-        "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),
-        "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
-      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+__device__ inline void product_held(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(Q4_PRODUCT("64", "1", Q4_LIST_32, "{%32, %33, %34, %35}, %36, add, 1, 1, 0")
+               : Q4_D32("+f")
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
-__device__ inline void product_128_new(float (&d)[64], uint64_t a, uint64_t b) {
-  asm volatile(
-      "{ .reg .pred p; setp.ne.b32 p, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-      "}, %64, %65, p, 1, 1, 0, 0; }"
-      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3]), "=f"(d[4]), "=f"(d[5]), "=f"(d[6]), "=f"(d[7]), "=f"(d[8]),
-        "=f"(d[9]), "=f"(d[10]), "=f"(d[11]), "=f"(d[12]), "=f"(d[13]), "=f"(d[14]), "=f"(d[15]), "=f"(d[16]),
-        "=f"(d[17]), "=f"(d[18]), "=f"(d[19]), "=f"(d[20]), "=f"(d[21]), "=f"(d[22]), "=f"(d[23]), "=f"(d[24]),
-        "=f"(d[25]), "=f"(d[26]), "=f"(d[27]), "=f"(d[28]), "=f"(d[29]), "=f"(d[30]), "=f"(d[31]), "=f"(d[32]),
-        "=f"(d[33]), "=f"(d[34]), "=f"(d[35]), "=f"(d[36]), "=f"(d[37]), "=f"(d[38]), "=f"(d[39]), "=f"(d[40]),
-        "=f"(d[41]), "=f"(d[42]), "=f"(d[43]), "=f"(d[44]), "=f"(d[45]), "=f"(d[46]), "=f"(d[47]), "=f"(d[48]),
-        "=f"(d[49]), "=f"(d[50]), "=f"(d[51]), "=f"(d[52]), "=f"(d[53]), "=f"(d[54]), "=f"(d[55]), "=f"(d[56]),
-        "=f"(d[57]), "=f"(d[58]), "=f"(d[59]), "=f"(d[60]), "=f"(d[61]), "=f"(d[62]), "=f"(d[63])
-      : "l"(a), "l"(b), "r"(0));
+__device__ inline void product_held_new(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(Q4_PRODUCT("64", "0", Q4_LIST_32, "{%32, %33, %34, %35}, %36, add, 1, 1, 0")
+               : Q4_D32("=f")
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
-// d[64, 128] (+)= a·b, a in registers (an A fragment of m16n8k16 in each warp), b in shared memory with rows k.
-__device__ inline void product_128_columns(float (&d)[64], const uint32_t (&a)[4], uint64_t b, bool add) {
-  asm volatile(
-      "{ .reg .pred p; setp.ne.b32 p, %69, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-      "}, {%64, %65, %66, %67}, %68, p, 1, 1, 1; }"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
-        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
-        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
-        "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
-        "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
-        "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),
-        "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
+__device__ inline void product_held(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(Q4_PRODUCT("128", "1", Q4_LIST_64, "{%64, %65, %66, %67}, %68, add, 1, 1, 0")
+               : Q4_D64("+f")
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+__device__ inline void product_held_new(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(Q4_PRODUCT("128", "0", Q4_LIST_64, "{%64, %65, %66, %67}, %68, add, 1, 1, 0")
+               : Q4_D64("=f")
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+__device__ inline void product_columns(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(Q4_PRODUCT("128", "1", Q4_LIST_64, "{%64, %65, %66, %67}, %68, add, 1, 1, 1")
+               : Q4_D64("+f")
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
+// Keeps arithmetic that `x` ≥ 0 results from in front of the next wait: the assembler would move the wait up, as nothing
+// that the arithmetic needs is waited for, and nothing would be left to do while the products run.
+__device__ inline void finish_before(float x) {
+  if (__any_sync(0xffffffffu, x < 0)) asm volatile("nanosleep.u32 0;" ::: "memory");
+}
+template <int kCount>
+__device__ inline void finish_before(const float (&x)[kCount]) {
+  uint32_t bits = 0;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) bits |= __float_as_uint(x[i]);
+  finish_before(static_cast<int>(bits) < 0 ? -1.0f : 0.0f);
+}
+
+// A warpgroup's share of the block's registers: what all take in sum must not be more than the block was launched with, or
+// they wait for ever.
 template <int kRegisters>
 __device__ inline void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));

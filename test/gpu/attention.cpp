@@ -6,25 +6,27 @@ namespace {
 
 struct Case {
   int64_t batch, heads, kv_heads, dim, steps, capacity;  // capacity 0: no cache
-  bool packed;
+  int64_t sample;                                        // rows of the samples packed into a sequence; 0: none
 };
 
 void forward(Harness& h, const Case& c, DType act) {
   const int64_t keys = c.capacity ? c.capacity : c.steps, rows = c.batch * c.steps;
   const std::string at = std::string(" ") + label(act) + " B" + std::to_string(c.batch) + " H" +
                          std::to_string(c.heads) + "/" + std::to_string(c.kv_heads) + " D" + std::to_string(c.dim) +
-                         " T" + std::to_string(c.steps) + " S" + std::to_string(keys) + (c.packed ? " packed" : "");
+                         " T" + std::to_string(c.steps) + " S" + std::to_string(keys) +
+                         (c.sample ? " packed " + std::to_string(c.sample) : "");
   const Both q = h.normals(act, {rows, c.heads * c.dim}, 1.5f),
              k = h.normals(act, {c.batch * keys, c.kv_heads * c.dim});
   const Both v = h.normals(act, {c.batch * keys, c.kv_heads * c.dim});
-  // Sequences with different pasts; samples of five rows where packed.
+  // Sequences with different pasts.
   const Both past = h.integers(
       {c.batch}, [&](int64_t b) { return static_cast<int>(std::max<int64_t>(0, c.capacity - c.steps - 3 * b)); });
-  const Both from = h.integers({rows}, [&](int64_t n) { return static_cast<int>(n % c.steps / 5 * 5); });
+  const Both from =
+      h.integers({rows}, [&](int64_t n) { return static_cast<int>(c.sample ? n % c.steps / c.sample * c.sample : 0); });
   const Both out = h.output(act, {rows, c.heads * c.dim}), lse = h.output(DType::f32, {rows, c.heads});
   const AttentionShape shape{c.batch, c.heads, c.kv_heads, c.dim};
   const Tensor none;
-  const Tensor &cpu_from = c.packed ? from.cpu : none, &gpu_from = c.packed ? from.gpu : none;
+  const Tensor &cpu_from = c.sample ? from.cpu : none, &gpu_from = c.sample ? from.gpu : none;
   const Tensor &cpu_past = c.capacity ? past.cpu : none, &gpu_past = c.capacity ? past.gpu : none;
   h.cpu->attention(q.cpu, k.cpu, v.cpu, cpu_from, cpu_past, shape, out.cpu, lse.cpu, none);
   h.gpu->attention(q.gpu, k.gpu, v.gpu, gpu_from, gpu_past, shape, out.gpu, lse.gpu, none);
@@ -62,14 +64,16 @@ void forward(Harness& h, const Case& c, DType act) {
 void test_attention(Harness& h) {
   for (const DType act : {DType::f32, DType::bf16})
     for (const Case& c :
-         {Case{1, 1, 1, 16, 1, 0, false}, Case{2, 4, 2, 32, 37, 0, false}, Case{2, 4, 2, 48, 65, 0, true},
-          Case{1, 2, 1, 64, 130, 0, false}, Case{1, 3, 1, 96, 100, 0, true}, Case{2, 4, 1, 128, 257, 0, false},
-          Case{1, 4, 2, 128, 300, 0, true}, Case{1, 2, 2, 256, 40, 0, false}, Case{1, 8, 2, 128, 384, 0, false},
-          Case{1, 2, 1, 20, 33, 0, false},
+         {Case{1, 1, 1, 16, 1, 0, 0}, Case{2, 4, 2, 32, 37, 0, 0}, Case{2, 4, 2, 48, 65, 0, 5},
+          Case{1, 2, 1, 64, 130, 0, 0}, Case{1, 3, 1, 96, 100, 0, 5}, Case{2, 4, 1, 128, 257, 0, 0},
+          Case{1, 4, 2, 128, 300, 0, 5}, Case{1, 2, 2, 256, 40, 0, 0}, Case{1, 8, 2, 128, 384, 0, 0},
+          Case{1, 2, 1, 20, 33, 0, 0},
+          // More tiles than multiprocessors; samples that begin within tiles, and one as long as the sequence.
+          Case{2, 16, 4, 128, 640, 0, 0}, Case{2, 4, 2, 128, 640, 0, 150}, Case{1, 2, 1, 128, 200, 0, 200},
           // Caches: decode, a chunk at an offset, many queries of one group.
-          Case{3, 4, 2, 32, 1, 50, false}, Case{2, 8, 2, 128, 1, 300, false}, Case{1, 8, 1, 128, 1, 70, false},
-          Case{1, 4, 4, 256, 1, 200, false}, Case{2, 4, 2, 64, 2, 90, false}, Case{2, 4, 2, 128, 40, 150, false},
-          Case{1, 16, 1, 128, 1, 100, false}, Case{1, 4, 2, 128, 129, 300, false}, Case{1, 8, 2, 128, 1, 5000, false}})
+          Case{3, 4, 2, 32, 1, 50, 0}, Case{2, 8, 2, 128, 1, 300, 0}, Case{1, 8, 1, 128, 1, 70, 0},
+          Case{1, 4, 4, 256, 1, 200, 0}, Case{2, 4, 2, 64, 2, 90, 0}, Case{2, 4, 2, 128, 40, 150, 0},
+          Case{1, 16, 1, 128, 1, 100, 0}, Case{1, 4, 2, 128, 129, 300, 0}, Case{1, 8, 2, 128, 1, 5000, 0}})
       forward(h, c, act);
 }
 

@@ -82,6 +82,31 @@ Tensor i32_tensor(Harness& h, int64_t n, const std::function<int32_t(int64_t)>& 
   return tensor;
 }
 
+// Seconds of a training layer's attention, forward and backward.
+std::pair<double, double> attention_times(Harness& h) {
+  const int64_t batch = 4, steps = 2048, n = batch * steps;
+  const Tensor none;
+  Backend& g = *h.gpu;
+  const AttentionShape shape{batch, kHeads, kKvHeads, kDim};
+  const auto random = [&](int64_t heads) { return random_tensor(h, DType::bf16, {n, heads * kDim}); };
+  const auto empty = [&](int64_t heads) { return h.on(g, DType::bf16, {n, heads * kDim}); };
+  const Tensor q = random(kHeads), k = random(kKvHeads), v = random(kKvHeads), dout = random(kHeads);
+  const Tensor out = empty(kHeads), dq = empty(kHeads), dk = empty(kKvHeads), dv = empty(kKvHeads),
+               lse = h.on(g, DType::f32, {n, kHeads});
+  const Tensor zeros = i32_tensor(h, n, [](int64_t) { return 0; });
+  const double flops = 4.0 * batch * kHeads * steps * steps * kDim / 2;
+  std::pair<double, double> times;
+  for (const Tensor& from : {zeros, none}) {
+    const char* given = from ? ", attend_from given" : "";
+    times.first = seconds(h, [&] { g.attention(q, k, v, from, none, shape, out, lse, none); });
+    times.second = seconds(h, [&] { g.attention_backward(dout, q, k, v, out, lse, from, shape, dq, dk, dv, none); });
+    by_flops((std::string("attention forward") + given).c_str(), flops, times.first);
+    by_flops((std::string("attention backward") + given).c_str(), flops * 2.5, times.second);
+  }
+  h.clear();
+  return times;
+}
+
 }  // namespace
 
 void bench_roofs(Harness& h) {
@@ -117,6 +142,8 @@ void bench_roofs(Harness& h) {
   by_flops("roof: bf16 product 8192^3", 2.0 * n * n * n, time);
   h.clear();
 }
+
+void bench_attention(Harness& h) { attention_times(h); }
 
 void bench_training(Harness& h) {
   const int64_t batch = 4, steps = 2048, n = batch * steps;
@@ -171,26 +198,13 @@ void bench_training(Harness& h) {
     h.clear();
   }
   {
-    const AttentionShape shape{batch, kHeads, kKvHeads, kDim};
+    const auto [a, b] = attention_times(h);
     const Tensor q = random_tensor(h, DType::bf16, {n, kHeads * kDim}),
-                 k = random_tensor(h, DType::bf16, {n, kKvHeads * kDim}),
-                 v = random_tensor(h, DType::bf16, {n, kKvHeads * kDim});
-    const Tensor out = h.on(g, DType::bf16, {n, kHeads * kDim}), lse = h.on(g, DType::f32, {n, kHeads}),
                  dout = random_tensor(h, DType::bf16, {n, kHeads * kDim});
-    const Tensor dq = h.on(g, DType::bf16, {n, kHeads * kDim}), dk = h.on(g, DType::bf16, {n, kKvHeads * kDim}),
-                 dv = h.on(g, DType::bf16, {n, kKvHeads * kDim});
+    const Tensor out = h.on(g, DType::bf16, {n, kHeads * kDim}), dq = h.on(g, DType::bf16, {n, kHeads * kDim});
     const Tensor weight = random_tensor(h, DType::f32, {kDim}), rstd = h.on(g, DType::f32, {n, kHeads}),
                  dweight = h.on(g, DType::f32, {kDim});
     const Tensor positions = i32_tensor(h, n, [&](int64_t i) { return static_cast<int32_t>(i % steps); });
-    const double flops = 4.0 * batch * kHeads * steps * steps * kDim / 2;
-    const double a = seconds(h, [&] { g.attention(q, k, v, none, none, shape, out, lse, none); });
-    const double b = seconds(h, [&] { g.attention_backward(dout, q, k, v, out, lse, none, shape, dq, dk, dv, none); });
-    by_flops("attention forward", flops, a), by_flops("attention backward", flops * 2.5, b);
-    const Tensor zeros = i32_tensor(h, n, [](int64_t) { return 0; });
-    by_flops("attention forward, attend_from given", flops,
-             seconds(h, [&] { g.attention(q, k, v, zeros, none, shape, out, lse, none); }));
-    by_flops("attention backward, attend_from given", flops * 2.5,
-             seconds(h, [&] { g.attention_backward(dout, q, k, v, out, lse, zeros, shape, dq, dk, dv, none); }));
     const double c = seconds(h, [&] { g.head_norm_rope(q, weight, positions, kDim, 1e-6f, 5e6, out, rstd); });
     const double d = seconds(
         h, [&] { g.head_norm_rope_backward(dout, q, weight, rstd, positions, kDim, 5e6, false, dq, dweight, none); });

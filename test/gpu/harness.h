@@ -206,6 +206,7 @@ void test_sampling(Harness& h);
 void test_decode_layer(Harness& h);
 void test_machinery(Harness& h);
 void bench_roofs(Harness& h);
+void bench_attention(Harness& h);
 void bench_training(Harness& h);
 void bench_decode(Harness& h);
 
