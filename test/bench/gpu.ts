@@ -44,7 +44,7 @@ async function benchTraining(
   roofs: Roofs,
   profile: boolean,
 ): Promise<void> {
-  const [batch, tokens, steps] = [4, 2048, 6];
+  const [batch, tokens, steps] = [4, 2048, 12];
   const model = await randomModel(engine, config, 'fp32');
   const session = await TrainingSession.open(engine, model, {
     ...{
