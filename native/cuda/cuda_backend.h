@@ -156,7 +156,7 @@ class CudaBackend final : public Backend {
   }
   void discard_put_off() {
     deferred_.clear();
-    chain_->phases = 0, open_ = Tensor{};
+    empty_chain(*chain_), open_ = Tensor{};
   }
   std::vector<Deferred> deferred_;
   bool undeferring_ = false;

@@ -250,8 +250,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     place<Pending>(layout.pending).leave(table.phase[left_over].norm, table.rows);
   }
   copy_wait<0>();
-  if (threadIdx.x == 0 && atomicAdd(chain.counters + 1, 1u) == gridDim.x - 1)
-    chain.counters[0] = chain.counters[1] = 0;
+  if (threadIdx.x == 0 && atomicAdd(chain.counters + 1, 1u) == gridDim.x - 1) chain.counters[0] = chain.counters[1] = 0;
 }
 
 // Of a share, where the width may be split: of many rows, so that a block has little of x to stage; of few, so that joining

@@ -87,6 +87,12 @@ struct DecodeChain {
   float* attention_parts;
 };
 
+// Without phases, and without operands that may no longer exist when the next chain is run.
+inline void empty_chain(DecodeChain& chain) {
+  chain.phases = 0;
+  chain.positions = chain.past = chain.attend_from = nullptr;
+}
+
 // What one device allows; asked for once.
 struct DecodeMachine {
   int processors, shared_bytes;

@@ -162,12 +162,11 @@ void CudaBackend::launch_chain() {
   chain.counters = ticket() + kTickets - 2;
   chain.tickets = ticket() + 1;
   chain.attention_parts = reinterpret_cast<float*>(static_cast<char*>(weight_buffer()) + kAttentionPartsAt);
-  const int phases = std::exchange(chain.phases, 0);
-  struct Restore {
+  // However it ends, the next chain starts anew.
+  struct Empty {
     DecodeChain& chain;
-    ~Restore() { chain.phases = 0; }
-  } restore{chain};
-  chain.phases = phases;
+    ~Empty() { empty_chain(chain); }
+  } empty{chain};
   decode_chain(chain, machine_, stream_.get());
 }
 
