@@ -147,6 +147,19 @@ struct Bytes {
   }
 };
 
+constexpr bool tables_hold() {
+  constexpr int kMagnitudes[8] = {0, 1, 2, 3, 4, 6, 8, 12};
+  for (int i = 0; i < 8; ++i) {
+    const uint32_t plain = (i < 4 ? Bytes::kLow : Bytes::kHigh) >> i % 4 * 8 & 255u,
+                   other = (i < 4 ? Bytes::kLowSigned : Bytes::kHighSigned) >> i % 4 * 8 & 255u;
+    const bool positive = ((plain ^ other) & 127u) == 12u + kMagnitudes[i],
+               negative = ((plain ^ 255u) & 127u) == 12u - kMagnitudes[i];
+    if (!positive || !negative || plain >= 128u || other < 128u) return false;
+  }
+  return true;
+}
+static_assert(tables_hold());
+
 template <int kCount>  // rows of x
 struct RowsInt8 {
   using Tiles = decode::Tiles<16, 256>;
