@@ -164,7 +164,8 @@ class CudaBackend final : public Backend {
   Tensor open_;                         // the result of the last product, still in parts
   int64_t open_width_ = 0;              // of that product
   // Places in the weight buffer, after what a half keeps between its phases.
-  static constexpr int64_t kPartsAt = int64_t{32} << 20, kAttentionPartsAt = int64_t{48} << 20;
+  static constexpr int64_t kNormedAt = int64_t{24} << 20, kPartsAt = int64_t{32} << 20,
+                           kAttentionPartsAt = int64_t{48} << 20;
   float* parts() const { return reinterpret_cast<float*>(static_cast<char*>(weight_buffer()) + kPartsAt); }
 
   float* partials() const {

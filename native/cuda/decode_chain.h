@@ -25,7 +25,8 @@ struct DecodeNorm {
   const bf16 *x, *branch;
   DecodeParts parts;  // branch, where it is given in parts
   const float* weight;
-  bf16 *branch_out, *sum, *normed;
+  bf16 *branch_out, *sum, *normed_out;
+  bf16* normed;  // where a norm that is a phase of its own leaves y for products; in 16-byte pieces
   float* rstd;
   float eps;
   int width;

@@ -191,7 +191,16 @@ DecodePhase& CudaBackend::add_norm_and_product(const Deferred& d, std::initializ
   DecodeNorm norm{};
   norm.width = static_cast<int>(x.cols()), norm.eps = d.eps, norm.weight = d.t[2].f32();
   norm.x = x.as<bf16>(), norm.branch = branch.as<bf16>();
-  norm.sum = sum.as<bf16>(), norm.rstd = rstd.f32();
+  const bool fused = x.rows() <= kFusedNormRows;
+  if (fused) {
+    // What the norm leaves is written a phase later, when every block has read x and branch.
+    norm.sum = unless_overwritten<bf16>(sum, later), norm.normed_out = unless_overwritten<bf16>(y, later);
+    norm.rstd = unless_overwritten<float>(rstd, later);
+  } else {
+    // Products read a copy of their own: results of theirs may take the place of y while others still read it.
+    norm.sum = sum.as<bf16>(), norm.normed_out = y.as<bf16>(), norm.rstd = rstd.f32();
+    norm.normed = reinterpret_cast<bf16*>(static_cast<char*>(weight_buffer()) + kNormedAt);
+  }
   if (open_ && branch && same_place(open_, branch)) {
     norm.parts = {parts(), decode_splits(static_cast<int>(open_.rows()), static_cast<int>(open_width_))};
     const bool overwritten = !unless_overwritten<bf16>(branch, later) || overlap_in_memory(branch, sum) ||
@@ -200,14 +209,12 @@ DecodePhase& CudaBackend::add_norm_and_product(const Deferred& d, std::initializ
     open_ = Tensor{};
   }
   join_open();
-  const bool fused = x.rows() <= kFusedNormRows;
-  norm.normed = fused ? unless_overwritten<bf16>(y, later) : y.as<bf16>();
   if (!fused) add_phase(PhaseKind::norm, x.rows()).norm = norm;
   DecodePhase& phase = add_phase(PhaseKind::product, x.rows());
   if (fused)
     phase.norm = norm;
   else
-    phase.product.x = y.as<bf16>();
+    phase.product.x = norm.normed;
   phase.product.width = norm.width, phase.product.splits = 1;
   return phase;
 }
@@ -234,8 +241,8 @@ void CudaBackend::run_attention_half(const std::vector<Deferred>& d) {
   bf16* const v_raw = reinterpret_cast<bf16*>(reinterpret_cast<char*>(k_raw) + align_up(k.elements() * 2));
   const Frequencies f = frequencies(d[7].shape.head_dim, d[2].theta);
   const int32_t *const positions = d[2].t[2].i32(), *const past = d[6].t[2].i32(), *const attend_from = d[7].t[3].i32();
-  if (chain_->phases > 0 && (std::memcmp(&chain_->frequencies, &f, sizeof f) != 0 || chain_->positions != positions ||
-                             chain_->past != past || chain_->attend_from != attend_from))
+  if (chain_->past && (std::memcmp(&chain_->frequencies, &f, sizeof f) != 0 || chain_->positions != positions ||
+                       chain_->past != past || chain_->attend_from != attend_from))
     launch_chain();
   DecodeProduct& product =
       add_norm_and_product(d[0], {q, rotated_q, q_rstd, k, rotated_k, k_rstd, v, out, lse}).product;

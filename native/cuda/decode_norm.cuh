@@ -104,7 +104,7 @@ struct Pending {
       const int64_t at = (first + i) * 8;
       if (norm.branch_out) *reinterpret_cast<uint4*>(norm.branch_out + at) = branch[i];
       if (norm.sum) *reinterpret_cast<uint4*>(norm.sum + at) = sum[i];
-      if (norm.normed) *reinterpret_cast<uint4*>(norm.normed + at) = normed[i];
+      if (norm.normed_out) *reinterpret_cast<uint4*>(norm.normed_out + at) = normed[i];
     }
     if (blockIdx.x == 0 && norm.rstd && threadIdx.x < static_cast<unsigned>(rows))
       norm.rstd[threadIdx.x] = rstd[threadIdx.x];
@@ -185,9 +185,12 @@ __device__ inline void normalise_rows(const DecodeNorm& norm, int rows, uint4* r
     __syncthreads();
     const float scale = joined_scale(partial, norm);
 #pragma unroll 1
-    for (int piece = threadIdx.x; piece < pieces; piece += kThreads)
-      *reinterpret_cast<uint4*>(norm.normed + (int64_t{row} * pieces + piece) * 8) =
-          pack8(normalise_piece(unpack8(raw[piece]), scale, norm.weight + piece * 8));
+    for (int piece = threadIdx.x; piece < pieces; piece += kThreads) {
+      const int64_t at = (int64_t{row} * pieces + piece) * 8;
+      const uint4 y = pack8(normalise_piece(unpack8(raw[piece]), scale, norm.weight + piece * 8));
+      *reinterpret_cast<uint4*>(norm.normed + at) = y;
+      *reinterpret_cast<uint4*>(norm.normed_out + at) = y;
+    }
     if (norm.rstd && threadIdx.x == 0) norm.rstd[row] = scale;
     __syncthreads();
   }

@@ -42,7 +42,14 @@ void run_layer(Harness& h, const Layer& l, int64_t dim, bool apart, int64_t batc
                  out = reuse ? place(y, heads * dim) : act(heads * dim);
     const Tensor gate = act(inner), up = act(inner), activated = reuse ? gate : act(inner), result = act(hidden),
                  result2 = act(hidden);
-    const Tensor rstd = h.on(g, DType::f32, {batch}), q_rstd = h.on(g, DType::f32, {batch, heads}),
+    // Nobody reads a norm's rstd when nothing is trained: the arena gives its place away at once.
+    const auto rstd_in = [&](const Tensor& other) {
+      Tensor t = other;
+      t.dtype = DType::f32, t.rank = 1, t.dims = {batch, 1, 1, 1};
+      return t;
+    };
+    const Tensor own_rstd = h.on(g, DType::f32, {batch}), rstd = reuse ? rstd_in(q) : own_rstd,
+                 mlp_rstd = reuse ? rstd_in(gate) : own_rstd, q_rstd = h.on(g, DType::f32, {batch, heads}),
                  k_rstd = h.on(g, DType::f32, {batch, kv_heads}), lse = h.on(g, DType::f32, {batch, heads});
     Tensor k_cache = h.on(g, DType::bf16, {batch * capacity, kv_heads * dim}),
            v_cache = h.on(g, DType::bf16, {batch * capacity, kv_heads * dim});
@@ -67,18 +74,18 @@ void run_layer(Harness& h, const Layer& l, int64_t dim, bool apart, int64_t batc
     g.kv_append(k_rotated, v, past, batch, k_cache, v_cache), next();
     g.attention(q_rotated, k_cache, v_cache, none, past, {batch, heads, kv_heads, dim}, out, lse, none), next();
     g.linear(out, l.o, result), next();
-    g.add_rms_norm(x, result, l.norm, 1e-6f, result, y, rstd), next();
+    g.add_rms_norm(x, result, l.norm, 1e-6f, result, y, mlp_rstd), next();
     g.linear(y, l.gate, gate), next();
     g.linear(y, l.up, up), next();
     g.swiglu(gate, up, activated), next();
     g.linear(activated, l.down, result2), next();
     g.synchronize();
-    states[fused] = {{x, q_rotated, k_rotated, q_rstd, lse, k_cache, v_cache, result, rstd, up, activated, result2},
-                     {"x", "q_rotated", "k_rotated", "q_rstd", "lse", "k_cache", "v_cache", "sum", "rstd", "up",
-                      "activated", "result"}};
+    states[fused] = {
+        {x, q_rotated, k_rotated, q_rstd, lse, k_cache, v_cache, result, up, activated, result2},
+        {"x", "q_rotated", "k_rotated", "q_rstd", "lse", "k_cache", "v_cache", "sum", "up", "activated", "result"}};
     if (!reuse)
       for (const auto& [tensor, label] :
-           {std::pair{q, "q"}, {k, "k"}, {v, "v"}, {out, "out"}, {gate, "gate"}, {y, "y"}})
+           {std::pair{q, "q"}, {k, "k"}, {v, "v"}, {out, "out"}, {gate, "gate"}, {y, "y"}, {rstd, "rstd"}})
         states[fused].kept.push_back(tensor), states[fused].names.push_back(label);
   }
   for (size_t i = 0; i < states[0].kept.size(); ++i) {
