@@ -9,11 +9,11 @@
 
 namespace q4::gpu::decode {
 
-constexpr int D = 128;             // elements of a head
-constexpr int kQueries = 8;        // heads of a group, at most
-constexpr int kKeys = 16;          // that a warp takes at a time
-constexpr int kPieceKeys = 512;    // keys from which on another block helps
-constexpr int kHeadPitch = D + 8;  // so that the eight rows of q lie in different banks
+constexpr int D = 128;                    // elements of a head
+constexpr int kQueries = kDecodeQueries;  // heads of a group, at most
+constexpr int kKeys = 16;                 // that a warp takes at a time
+constexpr int kPieceKeys = 512;           // keys from which on another block helps
+constexpr int kHeadPitch = D + 8;         // so that the eight rows of q lie in different banks
 
 // Followed by the parts of kParts warps.
 struct AttentionMemory {

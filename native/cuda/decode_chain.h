@@ -11,6 +11,7 @@ namespace q4::gpu {
 struct bf16;
 
 constexpr int kDecodeRows = 16;
+constexpr int kDecodeQueries = 8;  // heads of queries that share a key head
 // Up to this many rows every block normalises all of x for itself; of more, each row is normalised once, in a phase.
 constexpr int kFusedNormRows = 2;
 
@@ -51,7 +52,7 @@ struct DecodeProduct {
 };
 
 // One new token a sequence. q [B, heads·D], k and v [B, kv_heads·D] before norm and RoPE; caches [B·S, kv_heads·D].
-// D is 128.
+// D is 128, heads / kv_heads ≤ kDecodeQueries.
 struct DecodeAttention {
   const bf16 *q, *k, *v;
   const float *q_weight, *k_weight;

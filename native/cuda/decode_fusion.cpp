@@ -76,7 +76,8 @@ bool CudaBackend::continues(const Deferred& op) const {
     case K::attention:
       return n == 7 && same_place(op.t[0], d[2].t[3]) && same_place(op.t[1], d[6].t[3]) &&
              same_place(op.t[2], d[6].t[4]) && op.t[4] && same_place(op.t[4], d[6].t[2]) && op.shape.batch == rows &&
-             op.shape.head_dim == d[2].number && aligned(op.t[1]) && aligned(op.t[2]);
+             op.shape.head_dim == d[2].number && op.shape.heads / op.shape.kv_heads <= kDecodeQueries &&
+             aligned(op.t[1]) && aligned(op.t[2]);
     case K::swiglu:
       return n == 3 && d[2].kind == K::linear && same_place(op.t[0], d[1].t[2]) && same_place(op.t[1], d[2].t[2]);
     case K::linear:

@@ -43,8 +43,16 @@ async function infer(engine: Engine, model: LoadedModel, round: number): Promise
 async function train(engine: Engine, model: LoadedModel): Promise<void> {
   const [batch, tokens] = [2, 16];
   const session = await TrainingSession.open(engine, model, {
-    ...{ batch, tokens, loss: 'cross_entropy', recompute: 'none', maxGradNorm: 1, betas: [0.9, 0.95] },
-    ...{ eps: 1e-8, weightDecay: 0.1, decay: 'matrices', accumulates: false, evaluates: false, seed: 1 },
+    ...{ batch, tokens, loss: 'cross_entropy', recompute: 'none', gradients: 'auto', maxGradNorm: 1 },
+    ...{
+      betas: [0.9, 0.95],
+      eps: 1e-8,
+      weightDecay: 0.1,
+      decay: 'matrices',
+      accumulates: false,
+      evaluates: false,
+      seed: 1,
+    },
   });
   const rows = batch * tokens;
   const ids = integers(rows, 5, config.vocab_size);
