@@ -145,6 +145,7 @@ class CudaBackend final : public Backend {
   DecodePhase& add_phase(PhaseKind kind, int64_t rows);
   DecodePhase& add_norm_and_product(const Deferred& norm, std::initializer_list<Tensor> later);
   DecodeProduct& add_product(const bf16* x, const Tensor& weight, const Tensor& y);
+  static bool may_split(const Tensor& y, int64_t width);
   void join_open();
   void launch_chain();
   void run_chain();

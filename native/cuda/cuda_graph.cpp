@@ -26,8 +26,20 @@ bool CudaBackend::begin_run(uint64_t program, bool profiled) {
 
 void CudaBackend::end_run(uint64_t program) {
   if (std::current_exception()) discard_put_off();
-  const cudaStream_t stream = this->stream();
   const Mode mode = std::exchange(mode_, Mode::plain);
+  const cudaStream_t stream = stream_.get();
+  try {
+    (void)this->stream();
+  } catch (...) {
+    // What was put off could not be launched: a recording must not stay open for it.
+    discard_put_off();
+    if (mode == Mode::recording) {
+      Graph unfinished;
+      (void)cudaStreamEndCapture(stream, unfinished.out());
+      (void)cudaGetLastError();
+    }
+    throw;
+  }
   Recording& recording = recordings_[program];
   if (mode == Mode::recording) {
     Graph graph;

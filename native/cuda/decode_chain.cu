@@ -312,6 +312,13 @@ int decode_splits(int rows, int width) {
 
 bool decode_fits(int rows, int width, bool whole, const DecodeMachine& machine) {
   if (rows > kDecodeRows || width % 32 != 0 || width <= 0) return false;
+  if (whole) {
+    // What finish's reciprocals are exact for, and what Pending holds.
+    if (width > 16384) return false;
+    if (rows <= kFusedNormRows && rows * width / 8 > Pending::kPieces / 2 * machine.processors) return false;
+  } else if (decode_splits(rows, width) > machine.processors) {
+    return false;
+  }
   // With all that the phases of a layer need beside it.
   const auto tiles = [&](auto type) {
     return tiles_of<typename decltype(type)::type>(width, whole ? 1 : decode_splits(rows, width));

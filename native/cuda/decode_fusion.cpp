@@ -82,7 +82,8 @@ bool CudaBackend::continues(const Deferred& op) const {
       return n == 3 && d[2].kind == K::linear && same_place(op.t[0], d[1].t[2]) && same_place(op.t[1], d[2].t[2]);
     case K::linear:
       return n == 4 && d[3].kind == K::swiglu && same_place(op.t[0], d[3].t[2]) && op.t[1].dtype == DType::nvfp4 &&
-             op.t[2].dtype == DType::bf16 && aligned(op.t[1]) && fits(rows, op.t[1].cols(), false);
+             op.t[2].dtype == DType::bf16 && aligned(op.t[1]) &&
+             fits(rows, op.t[1].cols(), !may_split(op.t[2], op.t[1].cols()));
     case K::norm:
       return false;
   }
@@ -220,6 +221,13 @@ DecodePhase& CudaBackend::add_norm_and_product(const Deferred& d, std::initializ
   return phase;
 }
 
+// Whether a product may leave y in parts.
+bool CudaBackend::may_split(const Tensor& y, int64_t width) {
+  const int64_t splits = decode_splits(static_cast<int>(y.rows()), static_cast<int>(width));
+  return y.dtype == DType::bf16 && y.cols() % 8 == 0 && aligned(y) &&
+         splits * y.elements() * 4 <= kAttentionPartsAt - kPartsAt;
+}
+
 // y = x·Wᵀ as a phase, its width split over blocks where that pays. y is then open until a norm or a join takes it.
 DecodeProduct& CudaBackend::add_product(const bf16* x, const Tensor& weight, const Tensor& y) {
   join_open();
@@ -227,7 +235,7 @@ DecodeProduct& CudaBackend::add_product(const bf16* x, const Tensor& weight, con
   product.x = x, product.width = static_cast<int>(weight.cols());
   product.matrices = 1, product.matrix[0] = matrix_of(weight, y.data), product.wide_output = y.dtype == DType::f32;
   product.items = decode_items(chain_->rows, product), product.splits = 1;
-  if (!product.wide_output && y.cols() % 8 == 0 && aligned(y))
+  if (may_split(y, weight.cols()))
     product.splits = decode_splits(chain_->rows, product.width), product.parts = parts(), open_ = y,
     open_width_ = product.width;
   return product;
@@ -296,6 +304,8 @@ bool CudaBackend::run_norm_and_linear(const std::vector<Deferred>& d) {
   DecodeProduct& product = add_norm_and_product(d[0], {y}).product;
   product.matrices = 1, product.matrix[0] = matrix_of(weight, y.data), product.wide_output = y.dtype == DType::f32;
   product.items = decode_items(chain_->rows, product);
+  // What a fused norm leaves is written a phase late: nothing may follow in this chain that reads or overwrites it.
+  if (d[0].t[0].rows() <= kFusedNormRows) launch_chain();
   return true;
 }
 
@@ -303,8 +313,8 @@ bool CudaBackend::linear_streamed(const Tensor& x, const Tensor& weight, const T
   if (x.dtype != DType::bf16 || weight.dtype != DType::nvfp4 || !aligned(x) || !aligned(weight) ||
       x.rows() > kDecodeRows)
     return false;
-  const bool whole = y.dtype == DType::f32 || y.cols() % 8 != 0 || !aligned(y);
-  if (!decode_fits(static_cast<int>(x.rows()), static_cast<int>(weight.cols()), whole, machine_)) return false;
+  if (!decode_fits(static_cast<int>(x.rows()), static_cast<int>(weight.cols()), !may_split(y, weight.cols()), machine_))
+    return false;
   if (!deferred_.empty()) run_deferred();
   add_product(x.as<bf16>(), weight, y);
   return true;

@@ -1,5 +1,7 @@
 // Ops that the backend fuses in a decode step, against the same ops one at a time (a synchronize between two of them keeps
 // them apart): everything that memory holds afterwards must agree, also where the arena gives one place to two tensors.
+#include <algorithm>
+
 #include "harness.h"
 
 namespace q4::test {
@@ -35,13 +37,17 @@ void run_layer(Harness& h, const Layer& l, int64_t dim, bool apart, int64_t batc
       t.dims[1] = width;
       return t;
     };
-    const Tensor x = act(hidden, &x0), branch = act(hidden, &branch0), y = act(hidden);
+    const Tensor x = act(hidden, &x0), branch = act(hidden, &branch0),
+                 space = act(std::max({hidden, inner, heads * dim})), y = place(space, hidden);
     const Tensor q = act(heads * dim), q_rotated = act(heads * dim),
                  k = reuse ? place(q, kv_heads * dim) : act(kv_heads * dim), k_rotated = act(kv_heads * dim);
     const Tensor v = reuse ? place(q, kv_heads * dim) : act(kv_heads * dim),
-                 out = reuse ? place(y, heads * dim) : act(heads * dim);
-    const Tensor gate = act(inner), up = act(inner), activated = reuse ? gate : act(inner), result = act(hidden),
-                 result2 = act(hidden);
+                 out = reuse ? place(space, heads * dim) : act(heads * dim);
+    const Tensor gate = act(inner), up = act(inner),
+                 activated = !reuse      ? act(inner)
+                             : batch < 3 ? gate
+                                         : place(space, inner),
+                 result = act(hidden), result2 = act(hidden);
     // Nobody reads a norm's rstd when nothing is trained: the arena gives its place away at once.
     const auto rstd_in = [&](const Tensor& other) {
       Tensor t = other;
