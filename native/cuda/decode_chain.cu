@@ -329,10 +329,6 @@ bool decode_fits(int rows, int width, bool whole, const DecodeMachine& machine) 
 
 bool decode_pair_fits(int rows, int outputs) { return outputs % (rows_of_group(rows) / 2) == 0; }
 
-int64_t decode_attention_floats(const DecodeMachine& machine) {
-  return int64_t{machine.processors} * kQueries * kPartFloats;
-}
-
 void decode_chain(const DecodeChain& chain, const DecodeMachine& machine, cudaStream_t stream) {
   static_assert(sizeof(DecodeChain) + sizeof(Layout) <= 32764, "more than a kernel's parameters may hold");
   int raw = 0, scratch = 0;

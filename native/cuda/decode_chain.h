@@ -62,7 +62,7 @@ struct DecodeAttention {
   bf16 *q_out, *k_out, *v_out, *q_rotated, *k_rotated;
   float *q_rstd, *k_rstd;
   float q_eps, k_eps, scale;
-  int heads, kv_heads, dim, keys;
+  int heads, kv_heads, keys;
 };
 
 enum class PhaseKind : int { product, norm, attention, join };
@@ -86,6 +86,7 @@ struct DecodeChain {
   const int32_t *positions, *past, *attend_from;  // [rows]; attend_from may be null
   uint32_t* counters;                             // [2], zero between kernels
   uint32_t* tickets;                              // [rows · heads], zero between kernels
+  // Parts of a softmax, kDecodeQueries a block: a maximum, a sum and D values, padded to 132 floats.
   float* attention_parts;
 };
 
@@ -107,8 +108,6 @@ int decode_splits(int rows, int width);
 bool decode_fits(int rows, int width, bool whole, const DecodeMachine& machine);
 // For a pair of matrices, these outputs.
 bool decode_pair_fits(int rows, int outputs);
-// Floats of attention_parts.
-int64_t decode_attention_floats(const DecodeMachine& machine);
 
 void decode_chain(const DecodeChain& chain, const DecodeMachine& machine, cudaStream_t stream);
 

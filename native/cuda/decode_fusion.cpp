@@ -276,7 +276,7 @@ void CudaBackend::run_attention_half(const std::vector<Deferred>& d) {
   call.k_rstd = unless_overwritten<float>(k_rstd, {v, out, lse});
   call.v_out = unless_overwritten<bf16>(v, {out, lse});
   call.heads = static_cast<int>(shape.heads), call.kv_heads = static_cast<int>(shape.kv_heads);
-  call.dim = static_cast<int>(shape.head_dim), call.keys = static_cast<int>(d[7].t[1].rows() / shape.batch);
+  call.keys = static_cast<int>(d[7].t[1].rows() / shape.batch);
   call.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(shape.head_dim)));
 }
 
