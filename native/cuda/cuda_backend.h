@@ -22,6 +22,23 @@ struct Workspace {
   static constexpr int64_t kBytes = kProductBytes + kWeightBytes + kPartialBytes + kSmallBytes;
 };
 
+// *out = a reduction of x [elements], by the blocks from first_block on.
+struct Reduction {
+  const void* x;
+  int64_t elements;
+  float* out;
+  uint32_t first_block;
+  DType dtype;
+  bool wide;  // whole 16-byte pieces
+};
+// As many as the parameters of one kernel hold.
+struct Reductions {
+  static constexpr int kMost = 120;
+  Reduction item[kMost];
+  int count;
+  uint32_t blocks;
+};
+
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(int index);
@@ -124,6 +141,9 @@ class CudaBackend final : public Backend {
   // One token a sequence, or a handful: decode_chain.cu, linear_decode.cu. False when the shape is not one they take.
   bool linear_streamed(const Tensor& x, const Tensor& weight, const Tensor& y);
   bool linear_few_rows(const Tensor& x, const Tensor& weight, const Tensor& y);
+  // Sums of squares that are put off: a step wants those of all gradients, one after another, and one kernel takes many.
+  Reductions squares_{};
+  void run_squares();
   // ---- fusing the ops of a decode step: decode_fusion.cpp ----
   // An op that is put off because, with those that should follow it, it makes up half of a decoder layer.
   struct Deferred {
@@ -151,11 +171,13 @@ class CudaBackend final : public Backend {
   void run_chain();
   // The stream, with nothing put off.
   cudaStream_t stream() {
+    if (squares_.count > 0) run_squares();
     if (!deferred_.empty()) run_deferred();
     if (chain_->phases > 0) run_chain();
     return stream_.get();
   }
   void discard_put_off() {
+    squares_.count = 0;
     deferred_.clear();
     empty_chain(*chain_), open_ = Tensor{};
   }

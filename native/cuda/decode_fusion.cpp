@@ -92,6 +92,7 @@ bool CudaBackend::continues(const Deferred& op) const {
 
 bool CudaBackend::defer(const Deferred& op) {
   if (undeferring_) return false;
+  if (squares_.count > 0) run_squares();
   if (!continues(op)) {
     run_deferred();
     if (!continues(op)) return false;

@@ -1,5 +1,6 @@
 // Gradient statistics and AdamW.
 #include <algorithm>
+#include <utility>
 
 #include "core/nvfp4.h"
 #include "core/philox.h"
@@ -10,8 +11,6 @@ namespace q4::gpu {
 namespace {
 
 constexpr int kThreads = 256;
-// Blocks of a reduction: a fixed number, so that the order of the sum does not depend on the device.
-constexpr unsigned kMaxBlocks = 1024;
 
 struct SumOfSquares {
   __device__ static float step(float total, float x) { return total + x * x; }
@@ -34,24 +33,24 @@ __device__ float block_reduce(float x, float* shared) {
   return total;
 }
 
-// *out = join of every thread's `total`. The block that ends last joins the blocks' partials in order and resets the
-// ticket for the next kernel.
+// *out = join of the `total` of every thread of `blocks` blocks, of which this is number `block`. The one that ends last
+// joins their partials in order and resets the ticket for the next kernel.
 template <typename Op>
-__device__ void finish_reduction(float total, float* partial, uint32_t* ticket, float* out) {
+__device__ void finish_reduction(float total, uint32_t block, uint32_t blocks, float* partial, uint32_t* ticket,
+                                 float* out) {
   __shared__ float shared[kThreads / 32];
   __shared__ bool last;
   total = block_reduce<Op>(total, shared);
   if (threadIdx.x == 0) {
-    partial[blockIdx.x] = total;
+    partial[block] = total;
     __threadfence();
-    last = atomicAdd(ticket, 1u) == gridDim.x - 1;
+    last = atomicAdd(ticket, 1u) == blocks - 1;
   }
   __syncthreads();
   if (!last) return;
   __threadfence();
   total = 0;
-  for (int i = threadIdx.x; i < static_cast<int>(gridDim.x); i += kThreads)
-    total = Op::join(total, __ldcg(partial + i));
+  for (uint32_t i = threadIdx.x; i < blocks; i += kThreads) total = Op::join(total, __ldcg(partial + i));
   total = block_reduce<Op>(total, shared);
   if (threadIdx.x == 0) {
     *out = total;
@@ -59,14 +58,16 @@ __device__ void finish_reduction(float total, float* partial, uint32_t* ticket, 
   }
 }
 
-// *out = reduction of x. Each block reduces a stride, a piece of kPieces · kThreads · W elements at a time.
+// Elements that one block reduces: a fixed number, so that the order of a sum depends on nothing but its length.
+constexpr int64_t kShare = 32768;
+// Loads of a thread that are under way at once.
 constexpr int kPieces = 4;
+
 template <typename Op, typename T, int W>
-__global__ void reduce_kernel(const T* x, int64_t elements, float* partial, uint32_t* ticket, float* out) {
-  begin();
+__device__ float reduce_share(const T* x, int64_t elements) {
+  constexpr int64_t kStep = int64_t{kThreads} * W;
   float total = 0;
-  constexpr int64_t kStep = int64_t{kThreads} * W, kTile = kStep * kPieces;
-  for (int64_t first = blockIdx.x * kTile + threadIdx.x * W; first < elements; first += gridDim.x * kTile) {
+  for (int64_t first = threadIdx.x * W; first < elements; first += kStep * kPieces) {
     Pack<W> v[kPieces]{};
 #pragma unroll
     for (int p = 0; p < kPieces; ++p)
@@ -76,7 +77,32 @@ __global__ void reduce_kernel(const T* x, int64_t elements, float* partial, uint
 #pragma unroll
       for (int j = 0; j < W; ++j) total = Op::step(total, v[p].v[j]);
   }
-  finish_reduction<Op>(total, partial, ticket, out);
+  return total;
+}
+
+template <typename Op, typename T>
+__device__ float reduce_share(const Reduction& item, int64_t first, int64_t elements) {
+  const T* x = static_cast<const T*>(item.x) + first;
+  // A thread's 16 bytes lie beside its neighbours'.
+  return item.wide ? reduce_share<Op, T, 16 / sizeof(T)>(x, elements) : reduce_share<Op, T, 1>(x, elements);
+}
+
+template <typename Op>
+__global__ void __launch_bounds__(kThreads)
+    reduce_kernel(const __grid_constant__ Reductions all, float* partial, uint32_t* tickets) {
+  begin();
+  int at = 0;  // the last that begins at this block or before
+#pragma unroll
+  for (int step = 64; step; step /= 2)
+    if (at + step < all.count && all.item[at + step].first_block <= blockIdx.x) at += step;
+  const Reduction& item = all.item[at];
+  const uint32_t end = at + 1 < all.count ? all.item[at + 1].first_block : all.blocks;
+  const uint32_t block = blockIdx.x - item.first_block;
+  const int64_t first = block * kShare, elements = min(kShare, item.elements - first);
+  const float total = item.dtype == DType::bf16  ? reduce_share<Op, bf16>(item, first, elements)
+                      : item.dtype == DType::f16 ? reduce_share<Op, f16>(item, first, elements)
+                                                 : reduce_share<Op, float>(item, first, elements);
+  finish_reduction<Op>(total, block, end - item.first_block, partial + item.first_block, tickets + at, item.out);
 }
 
 __global__ void grad_stats_kernel(const float* partials, int64_t count, const float* loss, float max_norm,
@@ -167,37 +193,41 @@ __global__ void __launch_bounds__(kThreads)
         for (int j = 0; j < W; ++j) largest = amax_step(largest, w.v[j]);
     }
   }
-  if constexpr (kAmax) finish_reduction<LargestMagnitude>(largest, partial, ticket, amax);
+  if constexpr (kAmax) finish_reduction<LargestMagnitude>(largest, blockIdx.x, gridDim.x, partial, ticket, amax);
 }
 
-template <typename Op>
-void reduce(const Launch& how, const Tensor& x, float* partial, uint32_t* ticket, float* out) {
+void put(Reductions& all, const Tensor& x, float* out) {
   const int64_t elements = x.elements();
-  const auto run = [&](auto type, auto width) {
-    using T = decltype(type);
-    constexpr int kWidth = decltype(width)::value;
-    Launch sized = how;
-    sized.grid = std::min(blocks_for(elements, int64_t{kThreads} * kWidth * kPieces), kMaxBlocks);
-    launch(sized, reduce_kernel<Op, T, kWidth>, x.as<T>(), elements, partial, ticket, out);
-  };
-  by_float(x.dtype, [&](auto type) {
-    // A thread's 16 bytes lie beside its neighbours'.
-    constexpr int kWide = std::is_same_v<decltype(type), float> ? 4 : 8;
-    if (wide(elements, x))
-      run(type, std::integral_constant<int, kWide>{});
-    else
-      run(type, std::integral_constant<int, 1>{});
-  });
+  all.item[all.count++] = {x.data, elements, out, all.blocks, x.dtype, wide(elements, x)};
+  all.blocks += blocks_for(elements, kShare);
 }
 
 }  // namespace
 
 void CudaBackend::sum_squares(const Tensor& x, int64_t slot, const Tensor& out) {
-  reduce<SumOfSquares>({1, kThreads, stream(), 0, overlap()}, x, partials(), ticket(), out.f32() + slot);
+  float* const to = out.f32() + slot;
+  const auto inside = [](const void* p, const void* begin, int64_t elements, DType dtype) {
+    return p >= begin && p < static_cast<const char*>(begin) + elements * element_bytes(dtype);
+  };
+  // Those of one launch run in any order.
+  const bool depends = std::any_of(squares_.item, squares_.item + squares_.count, [&](const Reduction& other) {
+    return other.out == to || inside(other.out, x.data, x.elements(), x.dtype) ||
+           inside(to, other.x, other.elements, other.dtype);
+  });
+  if (depends || squares_.count == Reductions::kMost) run_squares();
+  if (squares_.count == 0) (void)stream();  // what is put off already comes first
+  put(squares_, x, to);
+}
+
+void CudaBackend::run_squares() {
+  const Reductions all = std::exchange(squares_, {});
+  launch({all.blocks, kThreads, stream_.get(), 0, overlap()}, reduce_kernel<SumOfSquares>, all, partials(), ticket());
 }
 
 void CudaBackend::amax(const Tensor& x, int64_t slot, const Tensor& out) {
-  reduce<LargestMagnitude>({1, kThreads, stream(), 0, overlap()}, x, partials(), ticket(), out.f32() + slot);
+  Reductions one{};
+  put(one, x, out.f32() + slot);
+  launch({one.blocks, kThreads, stream(), 0, overlap()}, reduce_kernel<LargestMagnitude>, one, partials(), ticket());
 }
 
 void CudaBackend::grad_stats(const Tensor& partials, const Tensor& loss, float max_norm, const Tensor& stats) {

@@ -17,6 +17,24 @@ void test_optimizer(Harness& h) {
       }
       h.clear();
     }
+  // More in a row than one launch takes, then ones that read or write what others wrote or read.
+  {
+    const int64_t sizes[] = {1, 37, 32768, 40000, 4104, 65537, 8};
+    const Both sums = h.make(DType::f32, {h.small ? 9 : 150}, [](int64_t) { return 0.0f; });
+    std::vector<Both> xs;
+    for (int64_t i = 0; i < sums.cpu.elements(); ++i)
+      xs.push_back(h.normals(i % 3 ? DType::bf16 : DType::f32, {sizes[i % 7]}, static_cast<float>(1 + i % 5)));
+    const auto run = [&](Backend& b, Tensor Both::* side) {
+      for (size_t i = 0; i < xs.size(); ++i) b.sum_squares(xs[i].*side, static_cast<int64_t>(i), sums.*side);
+      b.sum_squares(sums.*side, 4, sums.*side);
+      b.sum_squares(xs[7].*side, 5, sums.*side), b.sum_squares(xs[3].*side, 5, sums.*side);
+      b.add(xs[3].*side, xs[3].*side, xs[3].*side);
+      b.sum_squares(xs[3].*side, 6, sums.*side);
+    };
+    run(*h.cpu, &Both::cpu), run(*h.gpu, &Both::gpu);
+    h.close("sum_squares in a row", sums, 1e-5);
+    h.clear();
+  }
   for (const float max_norm : {0.0f, 1.0f, 1e6f}) {
     const Both partials = h.make(DType::f32, {403}, [&](int64_t) { return h.uniform(0, 3); });
     const Both loss = h.make(DType::f32, {1}, [](int64_t) { return 2.5f; }), stats = h.output(DType::f32, {4});
