@@ -127,6 +127,13 @@ __device__ inline void store(T* p, const Pack<W>& x) {
   }
 }
 
+// amax_step as one instruction: max(m, |x|), NaN once either is.
+__device__ inline float largest_magnitude(float m, float x) {
+  float largest;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(largest) : "f"(m), "f"(fabsf(x)));
+  return largest;
+}
+
 __device__ inline float warp_sum(float x) {
 #pragma unroll
   for (int offset = 16; offset; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);

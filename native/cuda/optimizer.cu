@@ -17,8 +17,8 @@ struct SumOfSquares {
   __device__ static float join(float a, float b) { return a + b; }
 };
 struct LargestMagnitude {
-  __device__ static float step(float total, float x) { return amax_step(total, x); }
-  __device__ static float join(float a, float b) { return amax_step(a, b); }
+  __device__ static float step(float total, float x) { return largest_magnitude(total, x); }
+  __device__ static float join(float a, float b) { return largest_magnitude(a, b); }
 };
 
 template <typename Op>

@@ -7,8 +7,8 @@ namespace q4::gpu {
 namespace {
 
 constexpr int kThreads = 256;
-// Half-blocks a thread of quantize_kernel, a whole grid's stride apart.
-constexpr int kHalves = 4;
+// Half-blocks a thread of quantize_kernel, a block of threads apart.
+constexpr int kHalves = 2;
 
 // *total = Σ count over the grid. Integer sums are the same in any order. `tally` holds { sum, blocks done }, zero between
 // kernels. One atomic a block: more would queue up at the one address.
@@ -27,67 +27,72 @@ __device__ void add_up(int count, int32_t* tally, int32_t* total) {
   tally[1] = 0;
 }
 
-// nvfp4_code for a step that is neither tiny nor huge: the same quotient, correctly rounded by two residual corrections
-// (Markstein), and the same rounding to E2M1 in integer arithmetic, without their general cases.
+// nvfp4_code for a step that is neither tiny nor huge. The quotient with one residual correction is on the same side of
+// every tie as the correctly rounded one (tried for all 2^23 mantissas of a step, with all values near a tie); adding a
+// power of two whose last bit is worth what E2M1's is there rounds it, to even at a tie.
 __device__ uint32_t code_of(float value, float step, float reciprocal) {
-  float quotient = value * reciprocal;
-  quotient = fmaf(fmaf(-quotient, step, value), reciprocal, quotient);
-  quotient = fmaf(fmaf(-quotient, step, value), reciprocal, quotient);
-  const uint32_t bits = __float_as_uint(quotient), magnitude = bits & 0x7fffffffu;
-  // From 1 on: round to one mantissa bit; code 2 is 1.0. Below: the sum leaves multiples of 0.5 in the last bits.
-  const uint32_t large = min((magnitude + 0x1fffffu + (magnitude >> 22 & 1u)) >> 22, 259u) - 252u;
-  const uint32_t small = __float_as_uint(__uint_as_float(magnitude) + 4194304.0f) & 7u;
-  return (magnitude >= 0x3f800000u ? large : small) | (__float_as_uint(value) >> 28 & 8u);
+  const float estimate = value * reciprocal;
+  const float quotient = fminf(fabsf(fmaf(fmaf(-estimate, step, value), reciprocal, estimate)), kE2m1Max);
+  const uint32_t exponent = max(__float_as_uint(quotient) & 0x7f800000u, 0x3f800000u), power = exponent + (22u << 23);
+  const uint32_t mantissa = __float_as_uint(quotient + __uint_as_float(power)) - power;
+  return mantissa + (exponent >> 22) - 254u | (__float_as_uint(value) >> 28 & 8u);
 }
 
-// Half a block a thread. master [O·K] → codes, scales; every thread computes the same global scale from the amax slots.
+// Eight codes for any step. Rare: not inlined, it would crowd the instruction cache.
+__device__ __noinline__ uint32_t general_codes(Pack<8> x, float step) {
+  uint32_t packed = 0;
+#pragma unroll
+  for (int j = 0; j < 8; ++j) packed |= nvfp4_code(x.v[j], step) << (4 * j);
+  return packed;
+}
+
+// Half a block at a time a thread. master [O·K] → codes, scales; every thread computes the same global scale from the
+// amax slots.
 template <typename T>
-__global__ void quantize_kernel(const T* master, const float* amax, int64_t slot_begin, int64_t slot_end,
-                                uint32_t* codes, uint8_t* scales, float* global_out, int32_t* tally, int32_t* changed,
-                                int64_t halves) {
+__global__ void __launch_bounds__(kThreads)
+    quantize_kernel(const T* master, const float* amax, int64_t slot_begin, int64_t slot_end, uint32_t* codes,
+                    uint8_t* scales, float* global_out, int32_t* tally, int32_t* changed, int64_t halves) {
   begin_weights();
-  // From the end: what an update wrote last is still in the L2 cache.
-  const int64_t block = gridDim.x - 1 - blockIdx.x;
   float global = 1.0f;
   if (amax) {
     float largest = 0;
-    for (int64_t i = slot_begin; i < slot_end; ++i) largest = amax_step(largest, amax[i]);
+#pragma unroll 1
+    for (int64_t i = slot_begin; i < slot_end; ++i) largest = largest_magnitude(largest, amax[i]);
     global = nvfp4_global_scale(largest);
   }
+  if (blockIdx.x == 0 && threadIdx.x == 0) *global_out = global;
   int differing = 0;
+  // From the end: what an update wrote last is still in the L2 cache.
+  const int64_t first = int64_t{gridDim.x - 1 - blockIdx.x} * kThreads * kHalves + threadIdx.x;
   Pack<8> pieces[kHalves]{};
   uint32_t before[kHalves] = {};
 #pragma unroll
   for (int i = 0; i < kHalves; ++i) {
-    const int64_t half = (block * kHalves + i) * kThreads + threadIdx.x;
+    const int64_t half = first + i * kThreads;
     if (half < halves) pieces[i] = load<8>(master + half * 8), before[i] = codes[half];
   }
 #pragma unroll
   for (int i = 0; i < kHalves; ++i) {
-    const int64_t half = (block * kHalves + i) * kThreads + threadIdx.x;
-    const bool inside = half < halves;
+    const int64_t half = first + i * kThreads;
     const Pack<8>& x = pieces[i];
     float largest = 0;
 #pragma unroll
-    for (int j = 0; j < 8; ++j) largest = amax_step(largest, x.v[j]);
-    largest = amax_step(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
+    for (int j = 0; j < 8; ++j) largest = largest_magnitude(largest, x.v[j]);
+    largest = largest_magnitude(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
     const uint8_t scale = nvfp4_block_scale(largest, global);
     const float step = e4m3_to_f32(scale) * global;
     uint32_t packed = 0;
     if (step > 0x1p-80f && step < 0x1p80f) {
-      float reciprocal = __frcp_rn(step);
+      const float reciprocal = __frcp_rn(step);
 #pragma unroll
       for (int j = 0; j < 8; ++j) packed |= code_of(x.v[j], step, reciprocal) << (4 * j);
     } else {
-#pragma unroll
-      for (int j = 0; j < 8; ++j) packed |= nvfp4_code(x.v[j], step) << (4 * j);
+      packed = general_codes(x, step);
     }
-    if (inside) {
-      if (half == 0) *global_out = global;
-      if (half % 2 == 0) scales[half / 2] = scale;
-      differing += __popc(nvfp4_differing_codes(before[i], packed));
-      codes[half] = packed;
-    }
+    if (half >= halves) continue;
+    if (half % 2 == 0) scales[half / 2] = scale;
+    differing += __popc(nvfp4_differing_codes(before[i], packed));
+    codes[half] = packed;
   }
   if (changed) add_up(differing, tally, changed);
 }

@@ -24,7 +24,7 @@ void test_optimizer(Harness& h) {
     std::vector<Both> xs;
     for (int64_t i = 0; i < sums.cpu.elements(); ++i)
       xs.push_back(h.normals(i % 3 ? DType::bf16 : DType::f32, {sizes[i % 7]}, static_cast<float>(1 + i % 5)));
-    const auto run = [&](Backend& b, Tensor Both::* side) {
+    const auto run = [&](Backend& b, Tensor Both::*side) {
       for (size_t i = 0; i < xs.size(); ++i) b.sum_squares(xs[i].*side, static_cast<int64_t>(i), sums.*side);
       b.sum_squares(sums.*side, 4, sums.*side);
       b.sum_squares(xs[7].*side, 5, sums.*side), b.sum_squares(xs[3].*side, 5, sums.*side);
@@ -94,19 +94,29 @@ void test_optimizer(Harness& h) {
 
 void test_nvfp4(Harness& h) {
   for (const DType dtype : {DType::f32, DType::bf16})
-    for (const int kind : {0, 1, 2, 3, 4})
+    for (const int kind : {0, 1, 2, 3, 4, 5})
       for (const bool two_level : {true, false}) {
-        // 0 normal, 1 halves of codes (every tie), 2 zeros, 3 tiny, 4 huge.
+        // 0 normal, 1 halves of codes (every tie), 2 zeros, 3 tiny, 4 huge, 5 ties of odd steps and their neighbours.
         const int64_t rows = 37, cols = 48;
-        const char* names[] = {"normal", "ties", "zero", "tiny", "huge"};
+        const char* names[] = {"normal", "ties", "zero", "tiny", "huge", "near ties"};
+        const auto near_tie = [](int64_t i) {
+          const float global = 0x1.5fp-10f, ties[] = {0.25f, 0.75f, 1.25f, 1.75f, 2.5f, 3.5f, 5.0f};
+          const int64_t block = i / 16, j = i % 16;
+          // The first block's scale is the largest, so that `global` comes out of the amax.
+          const float step = e4m3_to_f32(static_cast<uint8_t>(kE4m3MaxBits - block % 0x70)) * global;
+          if (j == 0) return 6 * step;
+          const uint32_t tie = f32_bits(ties[j % 7] * step) + static_cast<uint32_t>((block / 7 + j / 7) % 5) - 2u;
+          return block % 2 ? -bits_f32(tie) : bits_f32(tie);
+        };
         const std::string at =
             std::string(" ") + label(dtype) + " " + names[kind] + (two_level ? " two-level" : " single");
-        const Both master = h.make(dtype, {rows, cols}, [&](int64_t) {
+        const Both master = h.make(dtype, {rows, cols}, [&](int64_t i) {
           return kind == 0   ? 0.05f * h.normal()
                  : kind == 1 ? 0.25f * static_cast<float>(h.below(49) - 24)
                  : kind == 2 ? 0.0f
                  : kind == 3 ? 1e-30f * h.normal()
-                             : 1e30f * h.normal();
+                 : kind == 4 ? 1e30f * h.normal()
+                             : near_tie(i);
         });
         const Both largest = h.make(DType::f32, {3}, [](int64_t) { return 0.0f; });
         const Both old = h.nvfp4(rows, cols), changed = h.integers({4}, [](int64_t i) { return static_cast<int>(i); });
