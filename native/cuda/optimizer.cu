@@ -105,6 +105,23 @@ __global__ void __launch_bounds__(kThreads)
   finish_reduction<Op>(total, block, end - item.first_block, partial + item.first_block, tickets + at, item.out);
 }
 
+// *out = the largest of every thread's `largest`, which is a magnitude or NaN: as bits these are ordered, NaN last. `tally`
+// holds { largest, blocks done }, zero between kernels.
+__device__ void finish_largest(float largest, uint32_t* tally, float* out) {
+  __shared__ uint32_t shared[kThreads / 32];
+  uint32_t bits = __reduce_max_sync(0xffffffffu, __float_as_uint(largest));
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = bits;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  for (int w = 1; w < kThreads / 32; ++w) bits = max(bits, shared[w]);
+  atomicMax(tally, bits);
+  __threadfence();
+  if (atomicAdd(tally + 1, 1u) != gridDim.x - 1) return;
+  __threadfence();
+  *out = __uint_as_float(atomicExch(tally, 0u));
+  tally[1] = 0;
+}
+
 __global__ void grad_stats_kernel(const float* partials, int64_t count, const float* loss, float max_norm,
                                   float* stats) {
   begin();
@@ -131,15 +148,12 @@ struct AdamwCall {
   uint32_t stream;
 };
 
-// Blocks of kQuads pieces of kThreads · W elements. With kAmax, *amax becomes the largest magnitude of the master that is
-// left; the largest is the same in any order, so the number of blocks is free.
+// One block kQuads pieces of kThreads · W elements. With kAmax, *amax becomes the largest magnitude of the master that is
+// left.
 constexpr int kQuads = 2;
-// Enough that a projection of Qwen3-4B takes one round, few enough for the last block to join the maxima of.
-constexpr unsigned kMaxUpdateBlocks = 16384;
 template <typename G, typename Master, int W, bool kAmax>
-__global__ void __launch_bounds__(kThreads)
-    adamw_kernel(const G* grad, AdamwCall call, Master* master, float* m, float* v, int64_t elements, float* partial,
-                 uint32_t* ticket, float* amax) {
+__global__ void __launch_bounds__(kThreads) adamw_kernel(const G* grad, AdamwCall call, Master* master, float* m,
+                                                         float* v, int64_t elements, uint32_t* tally, float* amax) {
   // A master whose amax is wanted is quantised next; no product reads it. Any other may be a weight itself.
   if constexpr (kAmax)
     begin();
@@ -150,50 +164,49 @@ __global__ void __launch_bounds__(kThreads)
   const float *hyper = call.hyper, clip = call.stats[1];
   const float lr = hyper[0], beta1 = hyper[1], beta2 = hyper[2], eps = hyper[3];
   const float shrink = call.decay ? lr * hyper[4] : 0.0f, correction1 = 1.0f / hyper[5], correction2 = 1.0f / hyper[6];
-  constexpr int64_t kStep = int64_t{kThreads} * W, kTile = kStep * kQuads;
+  constexpr int64_t kStep = int64_t{kThreads} * W;
+  const int64_t first = blockIdx.x * (kStep * kQuads) + threadIdx.x * W;
   float largest = 0;
-  for (int64_t first = blockIdx.x * kTile + threadIdx.x * W; first < elements; first += gridDim.x * kTile) {
-    Pack<W> g_i[kQuads]{}, w_i[kQuads]{}, m_i[kQuads]{}, v_i[kQuads]{};
+  Pack<W> g_i[kQuads]{}, w_i[kQuads]{}, m_i[kQuads]{}, v_i[kQuads]{};
 #pragma unroll
-    for (int q = 0; q < kQuads; ++q) {
-      const int64_t i = first + q * kStep;
-      if (i >= elements) continue;
-      w_i[q] = load<W>(master + i);
-      if (applied) g_i[q] = load<W>(grad + i), m_i[q] = load<W>(m + i), v_i[q] = load<W>(v + i);
-    }
-#pragma unroll
-    for (int q = 0; q < kQuads; ++q) {
-      const int64_t i = first + q * kStep;
-      if (i >= elements) continue;
-      Pack<W>& w = w_i[q];
-      if (applied) {
-#pragma unroll
-        for (int j = 0; j < W; ++j) {
-          const float g = g_i[q].v[j] * clip;
-          float &m_j = m_i[q].v[j], &v_j = v_i[q].v[j];
-          m_j = beta1 * m_j + (1.0f - beta1) * g;
-          v_j = beta2 * v_j + (1.0f - beta2) * (g * g);
-          w.v[j] = w.v[j] - shrink * w.v[j];
-          w.v[j] = w.v[j] - lr * (m_j * correction1) / (sqrtf(v_j * correction2) + eps);
-        }
-        store<W>(m + i, m_i[q]);
-        store<W>(v + i, v_i[q]);
-        if constexpr (std::is_same_v<Master, bf16>) {
-          // Four elements share a Philox call.
-          const Philox4 draw = philox_group(call.rng[0], call.rng[1], Draw::rounding, call.stream, call.rng[2],
-                                            static_cast<uint64_t>(i / 4));
-#pragma unroll
-          for (int j = 0; j < W; ++j)
-            w.v[j] = bf16_to_f32(f32_to_bf16_stochastic(w.v[j], draw.word[W == 1 ? static_cast<int>(i % 4) : j]));
-        }
-        store<W>(master + i, w);
-      }
-      if constexpr (kAmax)
-#pragma unroll
-        for (int j = 0; j < W; ++j) largest = amax_step(largest, w.v[j]);
-    }
+  for (int q = 0; q < kQuads; ++q) {
+    const int64_t i = first + q * kStep;
+    if (i >= elements) continue;
+    w_i[q] = load<W>(master + i);
+    if (applied) g_i[q] = load<W>(grad + i), m_i[q] = load<W>(m + i), v_i[q] = load<W>(v + i);
   }
-  if constexpr (kAmax) finish_reduction<LargestMagnitude>(largest, blockIdx.x, gridDim.x, partial, ticket, amax);
+#pragma unroll
+  for (int q = 0; q < kQuads; ++q) {
+    const int64_t i = first + q * kStep;
+    if (i >= elements) continue;
+    Pack<W>& w = w_i[q];
+    if (applied) {
+#pragma unroll
+      for (int j = 0; j < W; ++j) {
+        const float g = g_i[q].v[j] * clip;
+        float &m_j = m_i[q].v[j], &v_j = v_i[q].v[j];
+        m_j = beta1 * m_j + (1.0f - beta1) * g;
+        v_j = beta2 * v_j + (1.0f - beta2) * (g * g);
+        w.v[j] = w.v[j] - shrink * w.v[j];
+        w.v[j] = w.v[j] - lr * (m_j * correction1) / (sqrtf(v_j * correction2) + eps);
+      }
+      store<W>(m + i, m_i[q]);
+      store<W>(v + i, v_i[q]);
+      if constexpr (std::is_same_v<Master, bf16>) {
+        // Four elements share a Philox call.
+        const Philox4 draw = philox_group(call.rng[0], call.rng[1], Draw::rounding, call.stream, call.rng[2],
+                                          static_cast<uint64_t>(i / 4));
+#pragma unroll
+        for (int j = 0; j < W; ++j)
+          w.v[j] = bf16_to_f32(f32_to_bf16_stochastic(w.v[j], draw.word[W == 1 ? static_cast<int>(i % 4) : j]));
+      }
+      store<W>(master + i, w);
+    }
+    if constexpr (kAmax)
+#pragma unroll
+      for (int j = 0; j < W; ++j) largest = largest_magnitude(largest, w.v[j]);
+  }
+  if constexpr (kAmax) finish_largest(largest, tally, amax);
 }
 
 void put(Reductions& all, const Tensor& x, float* out) {
@@ -245,10 +258,10 @@ void CudaBackend::update(const Tensor& grad, const Tensor& stats, const Tensor& 
         using G = decltype(g);
         using P = decltype(p);
         constexpr int kWidth = decltype(width)::value;
-        const unsigned blocks = std::min(blocks_for(elements, int64_t{kThreads} * kWidth * kQuads), kMaxUpdateBlocks);
+        const unsigned blocks = blocks_for(elements, int64_t{kThreads} * kWidth * kQuads);
         auto* kernel = amax ? adamw_kernel<G, P, kWidth, true> : adamw_kernel<G, P, kWidth, false>;
         launch({blocks, kThreads, this->stream(), 0, overlap()}, kernel, grad.as<G>(), call, master.as<P>(), m.f32(),
-               v.f32(), elements, partials(), ticket(), amax);
+               v.f32(), elements, ticket(), amax);
       };
       if (wide(elements, grad, master, m, v))
         run(std::integral_constant<int, 4>{});
