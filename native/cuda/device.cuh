@@ -99,6 +99,26 @@ __device__ inline Pack<W> load(const T* p) {
   return out;
 }
 
+// W elements as they lie in memory: what is loaded long before it is needed takes fewer registers, and nothing waits for it.
+template <int W, typename T>
+struct Loaded {
+  static constexpr int kBytes = W * sizeof(T);
+  using Word = std::conditional_t<kBytes % 16 == 0, uint4, std::conditional_t<kBytes == 2, uint16_t, uint32_t>>;
+  Word word[kBytes / sizeof(Word)];
+};
+template <int W, typename T>
+__device__ inline Loaded<W, T> load_ahead(const T* p) {
+  Loaded<W, T> out;
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(sizeof out.word / sizeof out.word[0]); ++i)
+    out.word[i] = reinterpret_cast<const typename Loaded<W, T>::Word*>(p)[i];
+  return out;
+}
+template <int W, typename T>
+__device__ inline Pack<W> opened(const Loaded<W, T>& x) {
+  return load<W>(reinterpret_cast<const T*>(x.word));
+}
+
 template <int W, typename T>
 __device__ inline void store(T* p, const Pack<W>& x) {
   if constexpr (W == 1) {
@@ -145,15 +165,19 @@ __device__ inline float warp_max(float x) {
   return x;
 }
 
-// The sum over the block in a fixed order, in every thread. blockDim.x is a multiple of 32; `shared` holds 32 floats.
-__device__ inline float block_sum(float x, float* shared) {
+// The sum over the block in a fixed order, in every thread. blockDim.x is a multiple of 32; `shared` holds 32 floats that
+// nobody still reads.
+__device__ inline float block_sum_into(float x, float* shared) {
   x = warp_sum(x);
-  __syncthreads();
   if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
   __syncthreads();
   float total = 0;
   for (int w = 0; w < static_cast<int>(blockDim.x / 32); ++w) total += shared[w];
   return total;
+}
+__device__ inline float block_sum(float x, float* shared) {
+  __syncthreads();
+  return block_sum_into(x, shared);
 }
 
 // Programmatic dependent launch (9.0 on): the next kernel may be set up while this one runs; it waits before it touches

@@ -129,24 +129,40 @@ __global__ void rms_norm_backward_kernel(const T* dy, const T* x, const float* w
       for (int j = 0; j < W; ++j) partial[blockIdx.x * width + c + j] = dweight[c + j];
 }
 
-// The same where a thread's one piece covers its share of the row; its sums for dweight stay in registers too.
+constexpr int kMaxThreads = 512;
+
+// The same where a thread's one piece covers its share of the row; its sums for dweight stay in registers too, and the
+// next row is on its way while this one is worked on.
 template <typename T, int W, bool kWeight>
-__global__ void rms_norm_backward_held_kernel(const T* dy, const T* x, const float* weight, const float* rstd,
-                                              const T* residual, T* dx, float* partial, int64_t rows, int64_t width) {
+__global__ void __launch_bounds__(kMaxThreads)
+    rms_norm_backward_held_kernel(const T* dy, const T* x, const float* weight, const float* rstd, const T* residual,
+                                  T* dx, float* partial, int64_t rows, int64_t width) {
   begin();
-  __shared__ float shared[32];
+  __shared__ float shared[2][32];
   const int64_t c = int64_t{threadIdx.x} * W;
   const bool inside = c < width;
   Pack<W> w{}, dweight{};
   if (inside) w = load<W>(weight + c);
-  for (int64_t n = blockIdx.x; n < rows; n += gridDim.x) {
+  struct Row {
+    Loaded<W, T> dy, x, residual;
+    float scale;
+  };
+  const auto fetch = [&](int64_t n) {
+    Row row{};
+    if (n >= rows || !inside) return row;
     const int64_t at = n * width + c;
-    const float scale = rstd[n];
-    Pack<W> d{}, v{}, out{};
-    if (inside) {
-      d = load<W>(dy + at), v = load<W>(x + at);
-      if (residual) out = load<W>(residual + at);
-    }
+    row.dy = load_ahead<W>(dy + at), row.x = load_ahead<W>(x + at), row.scale = rstd[n];
+    if (residual) row.residual = load_ahead<W>(residual + at);
+    return row;
+  };
+  Row next = fetch(blockIdx.x);
+  int turn = 0;
+#pragma unroll 1
+  for (int64_t n = blockIdx.x; n < rows; n += gridDim.x, turn ^= 1) {
+    const Row row = next;
+    next = fetch(n + gridDim.x);
+    const Pack<W> d = opened(row.dy), v = opened(row.x);
+    const float scale = row.scale;
     float dot = 0;
 #pragma unroll
     for (int j = 0; j < W; ++j) {
@@ -154,11 +170,13 @@ __global__ void rms_norm_backward_held_kernel(const T* dy, const T* x, const flo
       dot += product * w.v[j];
       if constexpr (kWeight) dweight.v[j] += product;
     }
-    const float mean = block_sum(dot, shared) / static_cast<float>(width);
+    // Two places in turn: who still reads the one has not passed the barrier after the other.
+    const float mean = block_sum_into(dot, shared[turn]) / static_cast<float>(width);
     if (!inside) continue;
+    Pack<W> out = opened(row.residual);
 #pragma unroll
     for (int j = 0; j < W; ++j) out.v[j] += scale * (d.v[j] * w.v[j] - v.v[j] * scale * mean);
-    store<W>(dx + at, out);
+    store<W>(dx + n * width + c, out);
   }
   if (kWeight && inside) store<W>(partial + blockIdx.x * width + c, dweight);
 }
@@ -166,7 +184,7 @@ __global__ void rms_norm_backward_held_kernel(const T* dy, const T* x, const flo
 // Threads that cover a row in few steps.
 unsigned row_threads(int64_t pieces) {
   const int64_t threads = (pieces + 31) / 32 * 32;
-  return static_cast<unsigned>(threads < 32 ? 32 : threads > 512 ? 512 : threads);
+  return static_cast<unsigned>(threads < 32 ? 32 : threads > kMaxThreads ? kMaxThreads : threads);
 }
 
 bool row_is_held(int64_t pieces) { return pieces <= row_threads(pieces); }
