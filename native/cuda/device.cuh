@@ -154,9 +154,11 @@ __device__ inline float largest_magnitude(float m, float x) {
   return largest;
 }
 
+// Over each kLanes neighbouring lanes, in all of them.
+template <int kLanes = 32>
 __device__ inline float warp_sum(float x) {
 #pragma unroll
-  for (int offset = 16; offset; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
+  for (int offset = kLanes / 2; offset; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
   return x;
 }
 __device__ inline float warp_max(float x) {
