@@ -9,24 +9,32 @@ namespace q4::gpu {
 namespace {
 
 constexpr int kThreads = 512;
+// Threads of a block that takes a row of logits. Where it reads the row twice, more: the fewer rows are under way, the more
+// of them the L2 cache still holds.
+constexpr int row_threads(bool gradient) { return gradient ? 1024 : 512; }
 // The weight is converted whole only where at least so many rows of logits (or all) fit beside it.
 constexpr int64_t kFewestRows = 16;
 
+// Where a row's gradient stands in the row, counted in its fp32 logits: a bf16 row takes half the bytes, and takes the
+// latter half, from a multiple of 32 bytes on.
+int64_t gradient_at(int64_t vocabulary, DType act) { return act == DType::bf16 ? vocabulary / 2 / 8 * 8 : 0; }
+
 // One block a row of logits f32 [R,V]: row_loss = lse − logit[label]; with kGradient the row is overwritten by
-// scale·(softmax − onehot) in the activation dtype, from the row's start. A bf16 row then takes half the bytes of the
-// fp32 row, and a thread block writes only over what it has read.
+// scale·(softmax − onehot) in the activation dtype, from logit `at` on. The logits are read backwards for it, because what
+// was read last is still in the cache, and what is written lies over logits that have been read.
 template <typename T, bool kGradient, int W>
-__global__ void __launch_bounds__(kThreads)
-    cross_entropy_kernel(float* logits, const int32_t* labels, const float* scale, float* row_loss,
-                         int64_t vocabulary) {
+__global__ void __launch_bounds__(row_threads(kGradient))
+    cross_entropy_kernel(float* logits, const int32_t* labels, const float* scale, float* row_loss, int64_t vocabulary,
+                         int64_t at) {
   begin();
+  constexpr int kRowThreads = row_threads(kGradient);
   __shared__ float shared_max[32], shared_sum[32];
   float* row = logits + int64_t{blockIdx.x} * vocabulary;
   const int label = labels[blockIdx.x];
   constexpr float kLog2e = 1.4426950408889634f;
   float largest = -INFINITY, total = 0;
   // Neighbouring threads take neighbouring logits; each keeps a running maximum and sum.
-  for (int64_t c = int64_t{threadIdx.x} * W; c < vocabulary; c += kThreads * W) {
+  for (int64_t c = int64_t{threadIdx.x} * W; c < vocabulary; c += kRowThreads * W) {
     const Pack<W> x = load<W>(row + c);
     float top = x.v[0];
 #pragma unroll
@@ -44,16 +52,17 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x % 32 == 0) shared_max[threadIdx.x / 32] = warp_largest, shared_sum[threadIdx.x / 32] = total;
   __syncthreads();
   largest = shared_max[0];
-  for (int w = 1; w < kThreads / 32; ++w) largest = fmaxf(largest, shared_max[w]);
+  for (int w = 1; w < kRowThreads / 32; ++w) largest = fmaxf(largest, shared_max[w]);
   total = 0;
-  for (int w = 0; w < kThreads / 32; ++w)
+  for (int w = 0; w < kRowThreads / 32; ++w)
     if (shared_sum[w] != 0) total += shared_sum[w] * expf(shared_max[w] - largest);
   const float lse = largest + logf(total);
   if (threadIdx.x == 0) row_loss[blockIdx.x] = label >= 0 ? lse - row[label] : 0.0f;
   if constexpr (kGradient) {
     const float factor = label >= 0 ? *scale : 0.0f;
-    T* out = reinterpret_cast<T*>(row);
-    for (int64_t first = 0; first < vocabulary; first += kThreads * W) {
+    T* out = reinterpret_cast<T*>(row + at);
+    constexpr int64_t kTile = kRowThreads * W;
+    for (int64_t first = (vocabulary - 1) / kTile * kTile; first >= 0; first -= kTile) {
       const int64_t c = first + threadIdx.x * W;
       Pack<W> x{};
       if (c < vocabulary) x = load<W>(row + c);
@@ -132,6 +141,7 @@ void CudaBackend::linear_cross_entropy(const Tensor& x, const Tensor& weight, co
     return copied ? copy : operand(weight, act, first, count, 0, width, weight_buffer());
   };
   // Gradients stand where the fp32 logits stood, row by row.
+  const int64_t at = gradient_at(vocabulary, act);
   const int64_t ld_gradient = bf16_act ? vocabulary * 2 : vocabulary;
   const Element element = bf16_act ? Element::bf16 : Element::f32;
 
@@ -153,9 +163,10 @@ void CudaBackend::linear_cross_entropy(const Tensor& x, const Tensor& weight, co
     by_activation(act, [&](auto tag) {
       using T = decltype(tag);
       by_width(vocabulary % 8 == 0, [&](auto w) {
-        auto* kernel = dx || dweight ? cross_entropy_kernel<T, true, w> : cross_entropy_kernel<T, false, w>;
-        launch({static_cast<unsigned>(count), kThreads, stream(), 0, overlap()}, kernel, logits, labels.i32() + first,
-               scale.f32(), row_loss + first, vocabulary);
+        const bool gradient = dx || dweight;
+        auto* kernel = gradient ? cross_entropy_kernel<T, true, w> : cross_entropy_kernel<T, false, w>;
+        launch({static_cast<unsigned>(count), row_threads(gradient), stream(), 0, overlap()}, kernel, logits,
+               labels.i32() + first, scale.f32(), row_loss + first, vocabulary, at);
       });
     });
     if (dx) {
@@ -167,7 +178,7 @@ void CudaBackend::linear_cross_entropy(const Tensor& x, const Tensor& weight, co
         p.m = width, p.n = count, p.k = outputs;
         p.inputs = element, p.output = direct ? element : Element::f32;
         p.a = w.data, p.lda = w.ld, p.alpha = w.alpha;
-        p.b = reinterpret_cast<char*>(logits) + v * act_bytes, p.ldb = ld_gradient;
+        p.b = reinterpret_cast<char*>(logits + at) + v * act_bytes, p.ldb = ld_gradient;
         p.d = direct ? static_cast<void*>(dx.as<char>() + first * width * act_bytes) : dx_sum, p.ldd = width;
         p.accumulate = v > 0;
         lt_->run(p, stream());
@@ -185,7 +196,7 @@ void CudaBackend::linear_cross_entropy(const Tensor& x, const Tensor& weight, co
       p.m = width, p.n = vocabulary, p.k = count;
       p.inputs = element, p.output = dweight.dtype == DType::bf16 ? Element::bf16 : Element::f32;
       p.a = x_chunk, p.lda = width;
-      p.b = logits, p.ldb = ld_gradient;
+      p.b = logits + at, p.ldb = ld_gradient;
       p.d = dweight.data, p.ldd = width;
       p.accumulate = accumulate || first > 0;
       lt_->run(p, stream());

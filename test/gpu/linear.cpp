@@ -57,8 +57,11 @@ void test_linear(Harness& h) {
 void test_losses(Harness& h) {
   for (const DType act : {DType::f32, DType::bf16})
     for (const DType weight_dtype : {DType::nvfp4, DType::f32, DType::bf16})
-      for (const auto& [n, width, vocabulary] :
-           {std::tuple<int64_t, int64_t, int64_t>{1, 32, 7}, {13, 64, 101}, {70, 96, 1000}})
+      for (const auto& [n, width, vocabulary] : {std::tuple<int64_t, int64_t, int64_t>{1, 32, 7},
+                                                 {13, 64, 101},
+                                                 {70, 96, 1000},
+                                                 {3, 32, 2049},
+                                                 {5, 32, 20008}})
         // Rows of scratch: from one row of logits to all of them beside the whole weight.
         for (const int64_t chunk : {int64_t{1}, int64_t{5}, n, width + n}) {
           if ((chunk > n && chunk < width) || (h.small && n > 4 * chunk)) continue;
