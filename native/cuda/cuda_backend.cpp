@@ -46,7 +46,7 @@ CudaBackend::CudaBackend(int index) : index_(index) {
   name_ = properties.name;
   processors_ = properties.multiProcessorCount;
   capability_ = properties.major * 10 + properties.minor;
-  machine_ = {processors_, static_cast<int>(properties.sharedMemPerBlockOptin)};
+  machine_ = {processors_, static_cast<int>(properties.sharedMemPerBlockOptin), capability_};
   chain_ = std::make_unique<DecodeChain>();
   target_ = target_for(capability_);
   Q4_CHECK(cudaStreamCreateWithFlags(stream_.out(), cudaStreamNonBlocking));
@@ -54,7 +54,7 @@ CudaBackend::CudaBackend(int index) : index_(index) {
   Q4_CHECK(cudaEventCreate(mark_.out()));
   workspace_ = DeviceMemory(take(Workspace::kBytes));
   workspace_bytes_ = static_cast<char*>(workspace_.get());
-  Q4_CHECK(cudaMemsetAsync(small(), 0, Workspace::kSmallBytes, stream_.get()));
+  Q4_CHECK(cudaMemsetAsync(small(), 0, Workspace::kSmallBytes + kExchangeBytes, stream_.get()));
   const float zero_one[2] = {0, 1};
   Q4_CHECK(cudaMemcpyAsync(constants(), zero_one, sizeof zero_one, cudaMemcpyHostToDevice, stream_.get()));
   Q4_CHECK(cudaEventRecord(epoch_.get(), stream_.get()));

@@ -19,7 +19,7 @@ struct Workspace {
   static constexpr int64_t kWeightBytes = int64_t{64} << 20;   // one dequantised matrix, or a piece of it
   static constexpr int64_t kPartialBytes = int64_t{48} << 20;  // partial sums between the passes of one op
   static constexpr int64_t kSmallBytes = int64_t{1} << 16;     // constants and tickets
-  static constexpr int64_t kBytes = kProductBytes + kWeightBytes + kPartialBytes + kSmallBytes;
+  static constexpr int64_t kBytes = kProductBytes + kWeightBytes + kPartialBytes + kSmallBytes + kExchangeBytes;
 };
 
 // *out = a reduction of x [elements], by the blocks from first_block on.
@@ -159,16 +159,24 @@ class CudaBackend final : public Backend {
   bool continues(const Deferred& op) const;
   void run_deferred();
   void run_attention_half(const std::vector<Deferred>& ops);
-  // False when the ops would write over what others of them still read.
-  bool run_mlp_half(const std::vector<Deferred>& ops);
-  bool run_norm_and_linear(const std::vector<Deferred>& ops);
+  void run_mlp_half(const std::vector<Deferred>& ops);
+  void run_norm_and_linear(const std::vector<Deferred>& ops);
   DecodePhase& add_phase(PhaseKind kind, int64_t rows);
-  DecodePhase& add_norm_and_product(const Deferred& norm, std::initializer_list<Tensor> later);
-  DecodeProduct& add_product(const bf16* x, const Tensor& weight, const Tensor& y);
+  struct Projection {
+    const Tensor& weight;
+    void* y;
+  };
+  void add_matrices(DecodeProduct& product, std::initializer_list<Projection> projections, bool paired = false);
+  DecodePhase& add_norm_and_product(const Deferred& norm);
+  void add_product(const Tensor& x, const Tensor& weight, const Tensor& y);
   static bool may_split(const Tensor& y, int64_t width);
-  void join_open();
-  void launch_chain();
+  void continue_chain(const Tensor& x, const Tensor& kept);
+  void written(std::initializer_list<Tensor> results);
   void run_chain();
+  void discard_chain() {
+    empty_chain(*chain_);
+    open_ = handed_on_ = kept_ = Tensor{};
+  }
   // The stream, with nothing put off.
   cudaStream_t stream() {
     if (squares_.count > 0) run_squares();
@@ -179,17 +187,16 @@ class CudaBackend final : public Backend {
   void discard_put_off() {
     squares_.count = 0;
     deferred_.clear();
-    empty_chain(*chain_), open_ = Tensor{};
+    discard_chain();
   }
   std::vector<Deferred> deferred_;
   bool undeferring_ = false;
   std::unique_ptr<DecodeChain> chain_;  // phases that are not launched yet
-  Tensor open_;                         // the result of the last product, still in parts
-  int64_t open_width_ = 0;              // of that product
-  // Places in the weight buffer, after what a half keeps between its phases.
-  static constexpr int64_t kNormedAt = int64_t{24} << 20, kPartsAt = int64_t{32} << 20,
-                           kAttentionPartsAt = int64_t{48} << 20;
-  float* parts() const { return reinterpret_cast<float*>(static_cast<char*>(weight_buffer()) + kPartsAt); }
+  // What its last phase leaves to the next; the same, where that is in parts and not in memory; what its norms keep.
+  Tensor handed_on_, open_, kept_;
+  // A place in the weight buffer.
+  static constexpr int64_t kAttentionPartsAt = int64_t{48} << 20;
+  char* exchange() const { return small() + Workspace::kSmallBytes; }
 
   float* partials() const {
     return reinterpret_cast<float*>(workspace_bytes_ + Workspace::kProductBytes + Workspace::kWeightBytes);

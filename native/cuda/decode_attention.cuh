@@ -15,32 +15,38 @@ constexpr int kKeys = 16;                 // that a warp takes at a time
 constexpr int kPieceKeys = 512;           // keys from which on another block helps
 constexpr int kHeadPitch = D + 8;         // so that the eight rows of q lie in different banks
 
-// Followed by the parts of kParts warps.
+// Followed by what the warps leave.
 struct AttentionMemory {
   bf16 q[kQueries][kHeadPitch];
   bf16 new_row[2][D];  // this step's key and value
   uint32_t last;
-  alignas(16) float parts[];
+  alignas(16) float parts[];  // [kWarps][queries][kPartFloats]
 };
 // A part of the softmax: its maximum, its sum, and its weighted values.
 constexpr int kPartFloats = D + 4;
-constexpr int kParts = kWarps / 2;
-constexpr int kHandedFloats = 36;  // of a lane, when half of the warps hand theirs to the others
-constexpr int attention_bytes() {
-  constexpr int handed = kParts * 32 * kHandedFloats, left = kParts * kQueries * kPartFloats;
-  return static_cast<int>(sizeof(AttentionMemory)) + (handed > left ? handed : left) * 4;
+constexpr int attention_bytes(int queries) {
+  return static_cast<int>(sizeof(AttentionMemory)) + kWarps * queries * kPartFloats * 4;
 }
 
+// A lane's elements of a head as it comes from the projections: 2·lane, 2·lane + 1, and those D/2 further.
+struct RawHead {
+  uint32_t low, high;
+  __device__ RawHead(const Exchange& from, int group) {
+    const int lane = threadIdx.x % 32;
+    const uint4* const pieces = from.slot + group * kGroupPieces + lane / 2;
+    uint4 v, w;
+    do v = peek(pieces), w = peek(pieces + 16);
+    while (v.w != from.tag || w.w != from.tag);
+    low = lane % 2 ? v.y : v.x, high = lane % 2 ? w.y : w.x;
+  }
+};
+
 // One head, normalised and rotated by a warp, to shared memory; what the separate op would leave, where asked.
-__device__ inline void rotate_head(const bf16* x, const float* weight, const float2* turns, float eps, bf16* to,
-                                   bf16* rotated, bf16* raw, float* rstd) {
+__device__ inline void rotate_head(const RawHead& x, float2 low_weight, float2 high_weight, const float2* turns,
+                                   float eps, bf16* to, bf16* rotated, bf16* raw, float* rstd) {
   constexpr int kHalf = D / 2;
   const int i = threadIdx.x % 32 * 2;
-  const uint32_t low = __ldcg(reinterpret_cast<const uint32_t*>(x + i)),
-                 high = __ldcg(reinterpret_cast<const uint32_t*>(x + i + kHalf));
-  const float2 low_weight = *reinterpret_cast<const float2*>(weight + i),
-               high_weight = *reinterpret_cast<const float2*>(weight + i + kHalf);
-  const float a[2] = {low_bf16(low), high_bf16(low)}, b[2] = {low_bf16(high), high_bf16(high)};
+  const float a[2] = {low_bf16(x.low), high_bf16(x.low)}, b[2] = {low_bf16(x.high), high_bf16(x.high)};
   const float scale =
       rsqrtf(warp_sum(a[0] * a[0] + a[1] * a[1] + b[0] * b[0] + b[1] * b[1]) / static_cast<float>(D) + eps);
   if (rstd && i == 0) *rstd = scale;
@@ -58,7 +64,7 @@ __device__ inline void rotate_head(const bf16* x, const float* weight, const flo
   const uint32_t first_word = pack_bf16(first[0], first[1]), second_word = pack_bf16(second[0], second[1]);
   leave(to, first_word, second_word);
   if (rotated) leave(rotated, first_word, second_word);
-  if (raw) leave(raw, low, high);
+  if (raw) leave(raw, x.low, x.high);
 }
 
 // Sixteen keys and values of a warp: g = lane / 4, c = lane % 4.
@@ -121,14 +127,17 @@ struct WarpSoftmax {
   // score: keys g, g + 8 (e / 2) of queries 2c, 2c + 1 (e % 2); `first` is that of key 0.
   __device__ static void multiply_keys(float (&score)[4], const Fetched& f, const AttentionMemory& m) {
     const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
+    float other[4] = {};  // two, so that products need not wait for each other
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const uint4 q = *reinterpret_cast<const uint4*>(&m.q[g][(j * 4 + c) * 8]);
       const uint4 &a = f.keys[0][j], &b = f.keys[1][j];
       const uint32_t low[4] = {a.x, b.x, a.y, b.y}, high[4] = {a.z, b.z, a.w, b.w};
       mma(score, low, q.x, q.y);
-      mma(score, high, q.z, q.w);
+      mma(other, high, q.z, q.w);
     }
+#pragma unroll
+    for (int e = 0; e < 4; ++e) score[e] += other[e];
   }
   __device__ void exponentiate(float (&score)[4], int first, int from, int end, float scale) {
     const int g = threadIdx.x % 32 / 4;
@@ -160,8 +169,7 @@ struct WarpSoftmax {
 #pragma unroll
       for (int e = 0; e < 4; ++e) out[t][e] *= shrink[e & 1];
   }
-  // Eight keys: score[0], score[1] are those of key g. kFirst: `out` is written, not added to; it takes no registers
-  // before.
+  // Eight keys: score0, score1 are those of key g. kFirst: `out` is written, not added to; it takes no registers before.
   template <bool kFirst>
   __device__ void multiply_values(float score0, float score1, const Fetched& f) {
     uint32_t weights;  // of key g, turned into a column
@@ -177,28 +185,6 @@ struct WarpSoftmax {
     }
   }
 
-  // Lane by lane, to or from the warp that is kParts further; and its keys' weight joined with one's own.
-  __device__ void hand(float* to) const {
-#pragma unroll
-    for (int e = 0; e < 2; ++e) to[e * 32] = top[e], to[(2 + e) * 32] = sum[e];
-#pragma unroll
-    for (int t = 0; t < 8; ++t)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) to[(4 + t * 4 + e) * 32] = out[t][e];
-  }
-  __device__ void take(const float* from) {
-    float mine[2], theirs[2];
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const float other = from[e * 32], largest = fmaxf(top[e], other), origin = largest == -INFINITY ? 0.0f : largest;
-      mine[e] = expf(top[e] - origin), theirs[e] = expf(other - origin);
-      top[e] = largest, sum[e] = sum[e] * mine[e] + from[(2 + e) * 32] * theirs[e];
-    }
-#pragma unroll
-    for (int t = 0; t < 8; ++t)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) out[t][e] = out[t][e] * mine[e & 1] + from[(4 + t * 4 + e) * 32] * theirs[e & 1];
-  }
   __device__ void leave(float* parts, int queries) const {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4;
 #pragma unroll
@@ -214,29 +200,37 @@ struct WarpSoftmax {
   }
 };
 
-// Parts of one query, `step` floats apart, joined in order: element d of the values, with the maximum and the sum.
+// Parts of one query joined in order, `step` floats apart, by a warp: of the values elements 4·lane …, with the maximum
+// and the sum. shared: parts are this block's own; else other blocks may have written them.
 struct Joined {
-  float largest, total, value;
+  float largest, total;
+  float4 value;
 };
-template <int kUnroll>
-__device__ inline Joined join_softmax(const float* parts, int count, int step, int d) {
-  Joined j{-INFINITY, 0, 0};
-#pragma unroll kUnroll
-  for (int i = 0; i < count; ++i) j.largest = fmaxf(j.largest, __ldcg(parts + i * step));
-  const float origin = j.largest == -INFINITY ? 0.0f : j.largest;
-#pragma unroll kUnroll
-  for (int i = 0; i < count; ++i) {
-    const float factor = expf(__ldcg(parts + i * step) - origin);
-    j.total += factor * __ldcg(parts + i * step + 1), j.value += factor * __ldcg(parts + i * step + 4 + d);
+template <bool kShared>
+__device__ inline Joined join_softmax(const float* parts, int count, int step) {
+  constexpr int kAtOnce = 16;
+  const int lane = threadIdx.x % 32;
+  Joined j{-INFINITY, 0, {0, 0, 0, 0}};
+#pragma unroll 1
+  for (int first = 0; first < count; first += kAtOnce) {
+    const float* const mine = parts + (first + lane) * step;
+    float2 head = make_float2(-INFINITY, 0);
+    if (lane < kAtOnce && first + lane < count)
+      head = kShared ? *reinterpret_cast<const float2*>(mine) : __ldcg(reinterpret_cast<const float2*>(mine));
+    const float largest = fmaxf(j.largest, warp_max(head.x)), origin = largest == -INFINITY ? 0.0f : largest,
+                factor = __expf(head.x - origin), shrink = __expf(j.largest - origin);
+    j.largest = largest, j.total = j.total * shrink + warp_sum(factor * head.y);
+    j.value.x *= shrink, j.value.y *= shrink, j.value.z *= shrink, j.value.w *= shrink;
+#pragma unroll 4
+    for (int i = 0; i < min(kAtOnce, count - first); ++i) {
+      const float4* const from = reinterpret_cast<const float4*>(parts + (first + i) * step + 4) + lane;
+      const float4 v = kShared ? *from : __ldcg(from);
+      const float f = __shfl_sync(0xffffffffu, factor, i);
+      j.value.x += f * v.x, j.value.y += f * v.y, j.value.z += f * v.z, j.value.w += f * v.w;
+    }
   }
   return j;
 }
-
-// What attentions share, in shared memory.
-struct Sequences {
-  int past[kDecodeRows], from[kDecodeRows];
-  float2 turns[][D / 2];  // [rows] cosine and sine of each pair of elements
-};
 
 // The operands, read again from shared memory: without this the compiler holds two dozen pointers in registers all along.
 template <typename T>
@@ -246,10 +240,21 @@ __device__ inline const T& reread(const T& x) {
   return *p;
 }
 
-__device__ inline void attend(const DecodeAttention& operands, const Table& table, const Sequences& sequences,
-                              float* attention_parts, uint32_t* tickets, AttentionMemory& m) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, kv_heads = operands.kv_heads,
-            group = operands.heads / kv_heads, stride = kv_heads * D;
+// What attentions share, in shared memory.
+struct Sequences {
+  int past[kDecodeRows], from[kDecodeRows];
+  float2 turns[][D / 2];  // [rows] cosine and sine of each pair of elements
+};
+
+// source: q, k and v, as groups in this order.
+// await: until the blocks have left them. arrive: after a pair's output.
+template <typename Rows, typename Await, typename Arrive>
+__device__ inline void attend(const DecodeAttention& operands, const Exchange& source, const Exchange& to,
+                              const Table& table, const Sequences& sequences, float* attention_parts, uint32_t* tickets,
+                              AttentionMemory& m, Await&& await, Arrive&& arrive) {
+  constexpr int kGroups = D / kElements;  // of a head
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, kv_heads = operands.kv_heads, heads = operands.heads,
+            group = heads / kv_heads, stride = kv_heads * D;
   const int pairs = table.rows * kv_heads, most = max(1, static_cast<int>(gridDim.x) / pairs);
 #pragma unroll 1
   for (int item = blockIdx.x; item < pairs * most; item += gridDim.x) {
@@ -265,43 +270,56 @@ __device__ inline void attend(const DecodeAttention& operands, const Table& tabl
     Fetched fetched;
     fetched.load_keys(k, stride, first, min(end, past));
 
+    float2 low_weight, high_weight;
+    {
+      const float* const weight = warp == kQueries ? reread(operands).k_weight : reread(operands).q_weight;
+      low_weight = *reinterpret_cast<const float2*>(weight + lane * 2);
+      high_weight = *reinterpret_cast<const float2*>(weight + D / 2 + lane * 2);
+    }
+    await();
+
     // The heads of q, and the new key: which, where it does not fit, is dropped, but its projections are results like any
     // other.
     const bool leader = piece == 0, owner = past >= begin && past < end;
-#pragma unroll 1
-    for (int i = warp; i <= kQueries; i += kWarps) {
+    static_assert(kQueries < kWarps);
+    const int i = warp;
+    const bool is_key = i == kQueries;
+    if (i < kQueries && i >= group) {
+      // A column that nobody reads; but no stray NaN may stand in it.
+      *reinterpret_cast<uint2*>(&m.q[i][lane * 4]) = make_uint2(0, 0);
+    } else if (i < kQueries || (is_key && (owner || (past >= keys && leader)))) {
       const DecodeAttention& call = reread(operands);
-      const bool is_key = i == kQueries;
-      if (is_key ? !owner && (past < keys || !leader) : i >= group) {
-        // A column that nobody reads; but no stray NaN may stand in it.
-        if (!is_key) *reinterpret_cast<uint2*>(&m.q[i][lane * 4]) = make_uint2(0, 0);
-        continue;
-      }
-      const int row = is_key ? pair : pair * group + i;
+      // Of the row's groups: heads of q, then of k, then of v.
+      const int row = is_key ? pair : pair * group + i, in_row = (heads + 2 * kv_heads) * kGroups * b,
+                head = is_key ? heads + kv_head : kv_head * group + i;
       const int64_t at = int64_t{row} * D;
       const bool writes = is_key || leader;
       bf16 *const rotated = is_key ? call.k_rotated : call.q_rotated, *const raw = is_key ? call.k_out : call.q_out;
       float* const rstd = is_key ? call.k_rstd : call.q_rstd;
-      rotate_head((is_key ? call.k : call.q) + at, is_key ? call.k_weight : call.q_weight, sequences.turns[b],
+      rotate_head(RawHead(source, in_row + head * kGroups), low_weight, high_weight, sequences.turns[b],
                   is_key ? call.k_eps : call.q_eps, is_key ? m.new_row[0] : m.q[i],
                   writes && rotated ? rotated + at : nullptr, writes && raw ? raw + at : nullptr,
                   writes && rstd ? rstd + row : nullptr);
-      if (!is_key) continue;
-      __syncwarp();
-      const uint2 value = __ldcg(reinterpret_cast<const uint2*>(call.v + at) + lane);
-      reinterpret_cast<uint2*>(m.new_row[1])[lane] = value;
-      if (call.v_out) reinterpret_cast<uint2*>(call.v_out + at)[lane] = value;
-      if (owner) {
-        const int64_t place = int64_t{past} * stride;
-        reinterpret_cast<uint2*>(k + place)[lane] = reinterpret_cast<const uint2*>(m.new_row[0])[lane];
-        reinterpret_cast<uint2*>(v + place)[lane] = value;
+      if (is_key) {
+        __syncwarp();
+        uint4 piece_of_v[1];
+        collect(piece_of_v, source.slot + (in_row + (head + kv_heads) * kGroups) * kGroupPieces + lane, source.tag);
+        const uint2 value = make_uint2(piece_of_v[0].x, piece_of_v[0].y);
+        reinterpret_cast<uint2*>(m.new_row[1])[lane] = value;
+        if (call.v_out) reinterpret_cast<uint2*>(call.v_out + at)[lane] = value;
+        if (owner) {
+          const int64_t place = int64_t{past} * stride;
+          reinterpret_cast<uint2*>(k + place)[lane] = reinterpret_cast<const uint2*>(m.new_row[0])[lane];
+          reinterpret_cast<uint2*>(v + place)[lane] = value;
+        }
       }
     }
-    __syncthreads();
+    block_sync();
 
     const float scale = reread(operands).scale;
     WarpSoftmax softmax;
     const auto step = [&](auto is_first) {
+      constexpr bool kFirst = decltype(is_first)::value;
       const bool patched = owner && past >= first && past < first + kKeys;
       float score[4] = {};
       if (patched) fetched.patch_keys(m, first, past);
@@ -310,7 +328,6 @@ __device__ inline void attend(const DecodeAttention& operands, const Table& tabl
       fetched.load_values(v, stride, first, min(end, past));
       softmax.exponentiate(score, first, from, end, scale);
       if (patched) fetched.patch_values(m, first, past);
-      constexpr bool kFirst = decltype(is_first)::value;
       if (!kFirst) softmax.shrink_out();
       softmax.template multiply_values<kFirst>(score[0], score[1], fetched);
       fetched.load_values(v, stride, first + 8, min(end, past));
@@ -323,56 +340,44 @@ __device__ inline void attend(const DecodeAttention& operands, const Table& tabl
       fetched.load_keys(k, stride, first, min(end, past));
       step(std::false_type{});
     }
-    if (warp >= kParts) softmax.hand(m.parts + (warp - kParts) * 32 * kHandedFloats + lane);
-    __syncthreads();
-    if (warp < kParts) softmax.take(m.parts + warp * 32 * kHandedFloats + lane);
-    __syncthreads();
-    if (warp < kParts) softmax.leave(m.parts, group);
-    __syncthreads();
+    softmax.leave(m.parts, group);
+    block_sync();
 
-    const DecodeAttention& call = reread(operands);
-    const auto finish = [&](int query, int d, const Joined& j) {
-      const int row = pair * group + query;
-      if (d == 0) call.lse[row] = j.largest + logf(j.total);
-      call.out[int64_t{row} * D + d] = from_f32<bf16>(j.total > 0 ? j.value / j.total : 0.0f);
-    };
     float* const left = attention_parts + int64_t{pair} * most * group * kPartFloats;  // [piece][query]
-#pragma unroll 1
-    for (int i = threadIdx.x; i < group * D; i += kThreads) {
-      const int query = i / D, d = i % D;
-      const float* const parts = m.parts + query * kPartFloats;
-      Joined j{-INFINITY, 0, 0};
-#pragma unroll
-      for (int w = 0; w < kParts; ++w) j.largest = fmaxf(j.largest, parts[w * group * kPartFloats]);
-      const float origin = j.largest == -INFINITY ? 0.0f : j.largest;
-#pragma unroll 4
-      for (int w = 0; w < kParts; ++w) {
-        const float* const part = parts + w * group * kPartFloats;
-        const float factor = expf(part[0] - origin);
-        j.total += factor * part[1], j.value += factor * part[4 + d];
+    const int active = max(1, min(kWarps, (end - begin + kKeys - 1) / kKeys));         // warps that had keys
+    bool complete = pieces == 1;
+    if (!complete) {
+      if (warp < group) {
+        const Joined j = join_softmax<true>(m.parts + warp * kPartFloats, active, group * kPartFloats);
+        float* const own = left + (piece * group + warp) * kPartFloats;
+        reinterpret_cast<float4*>(own + 4)[lane] = j.value;
+        if (lane == 0) own[0] = j.largest, own[1] = j.total;
       }
-      if (pieces == 1) {
-        finish(query, d, j);
-      } else {
-        float* const to = left + (piece * group + query) * kPartFloats;
-        to[4 + d] = j.value;
-        if (d == 0) to[0] = j.largest, to[1] = j.total;
-      }
-    }
-    if (pieces > 1) {
-      __syncthreads();
+      block_sync();
       if (threadIdx.x == 0) {
         __threadfence();
         m.last = atomicAdd(tickets + pair, 1u) == static_cast<unsigned>(pieces - 1);
         if (m.last) tickets[pair] = 0;
         __threadfence();
       }
-      __syncthreads();
-      if (m.last)
-        for (int i = threadIdx.x; i < group * D; i += kThreads)
-          finish(i / D, i % D, join_softmax<4>(left + i / D * kPartFloats, pieces, group * kPartFloats, i % D));
+      block_sync();
+      complete = m.last;
     }
-    __syncthreads();  // before another item takes the same memory
+    if (complete && warp < group) {
+      const DecodeAttention& call = reread(operands);
+      const int row = pair * group + warp;
+      const Joined j = pieces == 1 ? join_softmax<true>(m.parts + warp * kPartFloats, active, group * kPartFloats)
+                                   : join_softmax<false>(left + warp * kPartFloats, pieces, group * kPartFloats);
+      const float inverse = j.total > 0 ? __fdividef(1.0f, j.total) : 0.0f;
+      const uint2 words = make_uint2(pack_bf16(j.value.x * inverse, j.value.y * inverse),
+                                     pack_bf16(j.value.z * inverse, j.value.w * inverse));
+      if (lane == 0 && call.lse) call.lse[row] = j.largest + logf(j.total);
+      if (call.out) reinterpret_cast<uint2*>(call.out + int64_t{row} * D)[lane] = words;
+      const float value[4] = {low_bf16(words.x), high_bf16(words.x), low_bf16(words.y), high_bf16(words.y)};
+      Rows::post(to, row * kGroups + lane / 4, value, 0, true);
+    }
+    block_sync();  // before another item takes the same memory
+    if (complete) arrive();
   }
 }
 

@@ -1,6 +1,6 @@
-// The persistent kernel of a decode step: one block a multiprocessor runs all phases of a chain, with a barrier of the
-// whole grid between two of them. What bounds it is reading the weights once; decode_weights.cuh keeps that going.
-// Needs cooperative launches: all blocks must be resident at once.
+// The persistent kernel of a decode step: one block a multiprocessor runs all phases of a chain; what a phase leaves is
+// handed to the next piece by piece (decode_exchange.cuh). What bounds it is reading the weights once; decode_weights.cuh
+// keeps that going. Needs cooperative launches: all blocks must be resident at once.
 #include "cuda/decode_chain.h"
 
 #include <algorithm>
@@ -9,41 +9,51 @@
 #include "cuda/decode_attention.cuh"
 
 namespace q4::gpu {
+namespace sm90 {
+CUtensorMap codes_map(const void* data, int64_t row_bytes, int64_t rows, int64_t apart);
+}
 namespace {
 
 using namespace decode;
 
-// Shared memory: rings | the chain's phases | what attentions share | the block's shares of the phases | x, rows of a norm in raw; or what attention and norms need | sums | pending | partial | globals.
+// Shared memory: rings | the chain's phases | what attentions share | the block's shares of the phases | lists of their items
+// | what norms keep of x | x, or what attentions need | sums | squares | globals | the barrier of copied rows.
 struct Layout {
-  int table, sequences, shares, x, raw, sums, pending, partial, globals, total;
+  int table, sequences, shares, done, kept, x, sums, squares, globals, barrier, total;
   int sums_buffers;
 };
 
 constexpr int kSegments = 2 * kWarps;  // runs of tiles of one item in one warp, of a round
 
-// tiles: of the widest share of a product; raw_bytes: of the rows that a norm keeps beside x; scratch_bytes: of what is
-// never needed together with x.
+// What the phases of a chain need at most.
+struct Needs {
+  int phases, items;  // in the lists of a block
+  int tiles;          // of a share
+  int kept;           // elements of x
+  int attention;      // bytes, never together with x
+};
+
 template <typename Rows, int kDepth>
-Layout layout_for(int rows, int phases, int tiles, int raw_bytes, int scratch_bytes) {
+Layout layout_for(int rows, const Needs& needs) {
   const auto align = [](int bytes) { return (bytes + 127) / 128 * 128; };
   Layout l{};
-  const int x_bytes = align(Rows::bytes(rows, tiles));
   l.sums_buffers = rows <= 4 ? 2 : 1;
-  l.table = kWarps * kDepth * Rows::Tiles::kStage;
-  l.sequences = l.table + align(phases * static_cast<int>(sizeof(DecodePhase)));
+  l.table = align(WeightStream<typename Rows::Tiles, kDepth>::kBytes);
+  l.sequences = l.table + align(needs.phases * static_cast<int>(sizeof(DecodePhase)));
   l.shares = l.sequences + align(static_cast<int>(sizeof(Sequences)) + rows * D / 2 * 8);
-  l.x = l.shares + align(phases * static_cast<int>(sizeof(Share)));
-  l.raw = l.x + x_bytes;
-  l.sums = l.x + std::max(x_bytes + align(raw_bytes), align(scratch_bytes));
-  l.pending = l.sums + l.sums_buffers * kSegments * Rows::Tiles::kGroup * rows * 4;
-  l.partial = l.pending + (rows <= kFusedNormRows ? align(sizeof(Pending)) : 0);
-  l.globals = l.partial + kFusedNormRows * kWarps * 4;
-  l.total = l.globals + phases * 3 * 4;
+  l.done = l.shares + align(needs.phases * static_cast<int>(sizeof(Share)));
+  l.kept = l.done + align(needs.items * static_cast<int>(sizeof(Done)));
+  l.x = l.kept + align(needs.kept * 2);
+  l.sums = l.x + std::max(align(Rows::bytes(rows, needs.tiles)), align(needs.attention));
+  l.squares = l.sums + l.sums_buffers * kSegments * Rows::Tiles::kGroup * rows * 4;
+  l.globals = l.squares + rows * kWarps * 4;
+  l.barrier = l.globals + align(needs.phases * 3 * 4);
+  l.total = l.barrier + 8;
   return l;
 }
 
 __device__ inline uint8_t* shared_memory() {
-  extern __shared__ __align__(128) uint8_t memory[];
+  extern __shared__ __align__(1024) uint8_t memory[];
   return memory;
 }
 // Found anew each time, rather than held in registers from phase to phase.
@@ -53,74 +63,189 @@ __device__ inline T& place(int offset) {
   return *reinterpret_cast<T*>(shared_memory() + offset);
 }
 
-__device__ inline void grid_arrive(uint32_t* counter) {
-  __syncthreads();
+// All warps of all blocks; once a kernel.
+__device__ inline void grid_sync(uint32_t* counter) {
+  block_sync();
   if (threadIdx.x == 0) {
     asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
-  }
-}
-__device__ inline void grid_wait(const uint32_t* counter, uint32_t target) {
-  if (threadIdx.x == 0) {
     uint32_t arrived;
     do {
       asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(arrived) : "l"(counter) : "memory");
-    } while (arrived < target);
+    } while (arrived < gridDim.x);
   }
-  __syncthreads();
+  block_sync();
 }
 
-template <typename Tiles>
-constexpr int kGroupBits = Tiles::kGroup == 32 ? 5 : 4;
+// What the blocks have left of a phase is waited for in two steps: a thread looks at their number, which is only a hint,
+// as nothing orders it after what they left, and then all look at the pieces' tags. Looking at all pieces all the time
+// would keep the second-level cache from those that still work.
+// kOrdered: where rows come without tags, the number is more than a hint.
+template <bool kOrdered>
+__device__ inline void arrive(uint32_t* counter) {
+  block_sync();
+  if (threadIdx.x != 0) return;
+  if (kOrdered)
+    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+  else
+    asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+}
+template <bool kOrdered>
+__device__ inline void await(const uint32_t* counter, int arrivals) {
+  if (threadIdx.x == 0) {
+    uint32_t arrived;
+    do {
+      if (kOrdered)
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(arrived) : "l"(counter) : "memory");
+      else
+        asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(arrived) : "l"(counter) : "memory");
+    } while (arrived < static_cast<uint32_t>(arrivals));
+  }
+  block_sync();
+}
 
-// One output of the product from the sums of its item's warps.
+// How many rows there are, known to the compiler where it can be.
 template <typename Rows>
-__device__ inline void finish(const DecodeProduct& product, const Share& share, const Range& range, const float* sums,
-                              const float* globals, int rows, int round) {
-  using Tiles = typename Rows::Tiles;
-  const int total = range.items * share.tiles, bits = product.paired ? kGroupBits<Tiles> - 1 : kGroupBits<Tiles>,
-            outputs = 1 << bits;
-  const uint32_t per_total = ((1u << 24) + total - 1) / total;  // n / total = n · per_total >> 24
+__device__ inline int rows_of(int rows) {
+  return Rows::kExactly ? Rows::kExactly : rows;
+}
+
+// What the end of a product needs beside its sums.
+struct Finish {
+  const float* globals;
+  const float* squares;  // of x, where it is normalised
+  bf16* kept;
+  float4 norm_weight;  // of the next norm, at the elements that this thread finishes first
+  Exchange to;
+  const DecodePhase* next;  // null after the last phase
+};
+
+// Four neighbouring outputs of a row, and what is done with them: found before the sums are there.
+struct Outputs {
+  int from, parts;  // of the sums
+  int count;        // 0: none
+  int64_t at;       // of the row, in the results
+  int group;
+  float factor, other_factor;
+  void *y, *other_y;  // of a pair, gate and up
+  enum class Next { nothing, floats, halves, rows, sum } next;
+};
+template <typename Rows>
+__device__ inline Outputs outputs_of(const DecodePhase& phase, const Share& share, int items, const Done* done,
+                                     int rows, int round, int i, const Finish& f) {
+  static_assert(Rows::Tiles::kGroup == kElements);
+  constexpr bool kWhole = Rows::kExactly > 0;
+  const DecodeProduct& product = phase.product;
+  const int pair = share.pair, in_row = (product.items + pair) >> pair;
+  const int q = i % 4, g = i / 4, unit = rows == 1 ? g : g / rows, row = g - unit * rows;
+  const int which = pair ? unit * 2 + q / 2 : unit, r = (pair ? q % 2 : q) * kQuad;
+  Outputs o{};
+  o.next = !f.next                              ? Outputs::Next::nothing
+           : !kWhole && product.splits > 1      ? Outputs::Next::floats
+           : f.next->kind != PhaseKind::product ? Outputs::Next::halves
+           : kWhole && product.adds             ? Outputs::Next::sum
+                                                : Outputs::Next::rows;
+  if (which >= items) return o;
+  const Done item = done[round * kWarps + which];
+  const DecodeMatrix& m = product.matrix[item.matrix];
+  o.from = (item.first * rows + row) * kElements + r, o.parts = item.parts;
+  const int output = item.group * (kElements >> pair) + r;
+  o.count = min(kQuad, m.outputs - output), o.at = int64_t{row} * m.outputs + output;
+  o.group = row * in_row + (share.item(round * kWarps + which) >> pair);
+  const float scale = phase.norm.weight ? Rows::kEpilogue * scale_of(phase.norm, f.squares, row) : Rows::kEpilogue;
+  o.factor = scale * f.globals[item.matrix], o.other_factor = pair ? scale * f.globals[1] : 0;
+  o.y = m.y, o.other_y = product.matrix[1].y;
+  if (product.swapped) o.y = product.matrix[1].y, o.other_y = m.y;
+  return o;
+}
+
+template <typename T>
+__device__ inline void store(void* y, int64_t at, const float (&v)[kQuad], int count) {
+#pragma unroll
+  for (int j = 0; j < kQuad; ++j)
+    if (j < count) static_cast<T*>(y)[at + j] = from_f32<T>(v[j]);
+}
+
+// A round's outputs from the sums of their warps, four lanes a group.
+template <typename Rows>
+__device__ inline void finish(const DecodePhase& phase, const Share& share, int items, const float* sums, int rows,
+                              int round, const Done* done, const Outputs& first, const Finish& f) {
+  constexpr bool kWhole = Rows::kExactly > 0;
+  const DecodeProduct& product = phase.product;
+  const int pair = share.pair, all = ((items + pair) >> pair) * rows * (kElements / kQuad);
 #pragma unroll 1
-  for (int i = threadIdx.x; i < range.items * outputs * rows; i += kThreads) {
-    const int r = i & (outputs - 1), which = (i >> bits) / rows, n = (i >> bits) - which * rows;
-    // Warp w has tiles [total · w / kWarps, total · (w + 1) / kWarps) of the round.
-    const uint32_t first = which * share.tiles, last = first + share.tiles - 1;
-    const int first_warp = ((first + 1) * kWarps - 1) * per_total >> 24,
-              last_warp = ((last + 1) * kWarps - 1) * per_total >> 24;
-    const auto joined = [&](int row) {
-      float sum = 0;
+  for (int i = threadIdx.x; i < (all + 31) / 32 * 32; i += kThreads) {
+    const Outputs o = i < kThreads ? first : outputs_of<Rows>(phase, share, items, done, rows, round, i, f);
+    float v[kQuad] = {}, other[kQuad] = {};
 #pragma unroll 4
-      for (int w = first_warp; w <= last_warp; ++w)
-        if (total * w / kWarps != total * (w + 1) / kWarps) sum += sums[((which + w) * Tiles::kGroup + row) * rows + n];
-      return sum * Rows::kEpilogue;
-    };
-    const Item item = item_of<Tiles>(product, share.first_item + (round * kWarps + which) * share.step);
-    const DecodeMatrix& m = product.matrix[item.matrix];
-    const int output = item.group * outputs + r;
-    if (output >= m.outputs) continue;
-    const int64_t place = int64_t{n} * m.outputs + output;
-    float value = joined(r) * globals[item.matrix];
-    if (product.paired) {
+    for (int w = 0; w < o.parts; ++w) {
+      const float* const from = sums + o.from + w * kElements * rows;
+      const float4 a = *reinterpret_cast<const float4*>(from);
+      v[0] += a.x, v[1] += a.y, v[2] += a.z, v[3] += a.w;
+      if (pair) {
+        const float4 b = *reinterpret_cast<const float4*>(from + kElements / 2);
+        other[0] += b.x, other[1] += b.y, other[2] += b.z, other[3] += b.w;
+      }
+    }
+    const bool inside = o.count > 0;
+#pragma unroll
+    for (int j = 0; j < kQuad; ++j) {
+      v[j] *= o.factor;
       // As the separate ops: gate and up are rounded before they meet.
-      value = rounded<bf16>(value);
-      const float up = rounded<bf16>(joined(r + Tiles::kGroup / 2) * globals[1]);
-      if (m.y) static_cast<bf16*>(m.y)[place] = from_f32<bf16>(value);
-      if (product.matrix[1].y) static_cast<bf16*>(product.matrix[1].y)[place] = from_f32<bf16>(up);
-      product.activated[place] = from_f32<bf16>(value / (1.0f + expf(-value)) * up);
-    } else if (product.parts) {
-      product.parts[int64_t{blockIdx.x % product.splits} * rows * m.outputs + place] = value;
-    } else if (product.wide_output) {
-      static_cast<float*>(m.y)[place] = value;
+      if (pair) v[j] = rounded<bf16>(v[j]), other[j] = rounded<bf16>(other[j] * o.other_factor);
+    }
+    if (pair) {
+      if (product.swapped)
+#pragma unroll
+        for (int j = 0; j < kQuad; ++j) {
+          const float up = v[j];
+          v[j] = other[j], other[j] = up;
+        }
+      if (inside && o.y) store<bf16>(o.y, o.at, v, o.count);
+      if (inside && o.other_y) store<bf16>(o.other_y, o.at, other, o.count);
+#pragma unroll
+      for (int j = 0; j < kQuad; ++j) v[j] = rounded<bf16>(__fdividef(v[j], 1.0f + __expf(-v[j])) * other[j]);
+      if (inside && product.activated) store<bf16>(product.activated, o.at, v, o.count);
+    } else if (kWhole || product.splits == 1) {
+      if (product.wide_output) {
+        if (inside && o.y) store<float>(o.y, o.at, v, o.count);
+      } else {
+#pragma unroll
+        for (int j = 0; j < kQuad; ++j) v[j] = rounded<bf16>(v[j]);
+        if (inside && o.y) store<bf16>(o.y, o.at, v, o.count);
+      }
+    }
+    if (o.next == Outputs::Next::nothing) continue;
+    if (!kWhole && o.next == Outputs::Next::floats) {
+      post_floats(f.to, static_cast<int>(blockIdx.x % product.splits) * rows * product.items + o.group, v, inside);
+    } else if (o.next == Outputs::Next::halves) {
+      post_halves<kWhole>(f.to, o.group, v, 0, inside);
     } else {
-      static_cast<bf16*>(m.y)[place] = from_f32<bf16>(value);
+      float squares = 0;
+      if (kWhole && o.next == Outputs::Next::sum) {
+        bf16* const kept = f.kept + round * kWarps * rows * kElements + i * kQuad;
+        float x[kQuad] = {};
+        float4 weight = f.norm_weight;
+        if (inside) {
+          unpack4(x, quad(kept));
+          const DecodeNorm& norm = f.next->norm;
+          if (i >= kThreads || round > 0) weight = *reinterpret_cast<const float4*>(norm.weight + o.at % norm.width);
+#pragma unroll
+          for (int j = 0; j < kQuad; ++j) x[j] = rounded<bf16>(x[j] + v[j]);
+          quad(kept) = pack4(x);
+          if (norm.sum) quad(norm.sum + o.at) = pack4(x);
+        }
+        squares = squares_of_group(x);
+        v[0] = x[0] * weight.x, v[1] = x[1] * weight.y, v[2] = x[2] * weight.z, v[3] = x[3] * weight.w;
+      }
+      Rows::post(f.to, o.group, v, squares, inside);
     }
   }
 }
 
 template <typename Rows, int kDepth>
-__device__ inline void multiply_phase(const DecodeProduct& product, int rows, const Share& share, const float* globals,
+__device__ inline void multiply_phase(const DecodePhase& phase, int rows, const Share& share, const Done* done,
                                       const uint8_t* x, const Layout& layout,
-                                      WeightStream<typename Rows::Tiles, kDepth>& weights) {
+                                      WeightStream<typename Rows::Tiles, kDepth>& weights, const Finish& f) {
   const int warp = threadIdx.x / 32;
   float* const sums = &place<float>(layout.sums);
   Rows of_x(x, share.tiles, rows);
@@ -130,44 +255,41 @@ __device__ inline void multiply_phase(const DecodeProduct& product, int rows, co
     int which = share.item_of_tile(range.begin), tile = range.begin - which * share.tiles;
     for (int at = range.begin; at < range.end; ++at) {
       of_x.multiply(weights.take(), tile);
+      weights.give();
       if (++tile < share.tiles && at + 1 < range.end) continue;
       of_x.leave(buffer + (which + warp) * Rows::Tiles::kGroup * rows, rows);
       of_x.reset();
       tile = 0, ++which;
     }
-    __syncthreads();
-    finish<Rows>(product, share, range, buffer, globals, rows, round);
-    if (layout.sums_buffers == 1) __syncthreads();
+    Outputs first{};
+    if (warp * 8 < ((range.items + share.pair) >> share.pair) * rows)  // whole warps
+      first = outputs_of<Rows>(phase, share, range.items, done, rows, round, threadIdx.x, f);
+    block_sync();
+    finish<Rows>(phase, share, range.items, buffer, rows, round, done, first, f);
+    if (layout.sums_buffers == 1) block_sync();
   }
 }
 
 __device__ inline void prefetch_line(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
-// What the next phase reads right at its start, from memory into the second-level cache: a norm's weights, and what the
-// cache holds of keys and values. The weights that flow by evict everything from one token to the next.
-__device__ inline void prefetch(const DecodePhase& next, int rows, const Sequences& sequences) {
+// What an attention reads right at its start, from memory into the second-level cache: the weights that flow by evict
+// everything from one token to the next.
+__device__ inline void prefetch(const DecodeAttention& call, int rows, const Sequences& sequences) {
   constexpr int kLine = 128;
-  if (next.kind == PhaseKind::attention) {
-    const DecodeAttention& call = next.attention;
-    const int kv_heads = call.kv_heads;
+  const int kv_heads = call.kv_heads;
 #pragma unroll 1
-    for (int pair = blockIdx.x; pair < rows * kv_heads; pair += gridDim.x) {
-      const int b = pair / kv_heads, kept = min(sequences.past[b], call.keys);
-      const int64_t base = (int64_t{b} * call.keys * kv_heads + pair % kv_heads) * D * 2;
-      // Two lines a key and two a value; of very long ones the end is left to the phase itself.
+  for (int pair = blockIdx.x; pair < rows * kv_heads; pair += gridDim.x) {
+    const int b = pair / kv_heads, kept = min(sequences.past[b], call.keys);
+    const int64_t base = (int64_t{b} * call.keys * kv_heads + pair % kv_heads) * D * 2;
+    // Two lines a key and two a value; of very long ones the end is left to the phase itself.
 #pragma unroll 1
-      for (int i = threadIdx.x; i < 4 * min(kept, 2 * kPieceKeys); i += kThreads)
-        prefetch_line(reinterpret_cast<const char*>(i & 1 ? call.v_cache : call.k_cache) + base +
-                      int64_t{i / 4} * (kv_heads * D * 2) + (i & 2) / 2 * kLine);
-    }
-    if (blockIdx.x == gridDim.x - 1 && threadIdx.x < 8)
-      prefetch_line(reinterpret_cast<const char*>(threadIdx.x < 4 ? call.q_weight : call.k_weight) +
-                    threadIdx.x % 4 * kLine);
-  } else if (next.norm.weight && blockIdx.x == gridDim.x - 1) {
-#pragma unroll 1
-    for (int i = threadIdx.x; i < next.norm.width * 4 / kLine; i += kThreads)
-      prefetch_line(reinterpret_cast<const char*>(next.norm.weight) + i * kLine);
+    for (int i = threadIdx.x; i < 4 * min(kept, 2 * kPieceKeys); i += kThreads)
+      prefetch_line(reinterpret_cast<const char*>(i & 1 ? call.v_cache : call.k_cache) + base +
+                    int64_t{i / 4} * (kv_heads * D * 2) + (i & 2) / 2 * kLine);
   }
+  if (blockIdx.x == gridDim.x - 1 && threadIdx.x < 8)
+    prefetch_line(reinterpret_cast<const char*>(threadIdx.x < 4 ? call.q_weight : call.k_weight) +
+                  threadIdx.x % 4 * kLine);
 }
 
 // The phases and what attentions share, from the kernel's parameters to shared memory.
@@ -197,9 +319,29 @@ __device__ inline void copy_parameters(const DecodeChain& chain, const Layout& l
   if (threadIdx.x < static_cast<unsigned>(chain.phases)) {
     const DecodePhase& phase = (&place<DecodePhase>(layout.table))[threadIdx.x];
     if (phase.kind == PhaseKind::product) {
-      (&place<Share>(layout.shares))[threadIdx.x] = share_of<Tiles>(phase.product);
+      Share& share = (&place<Share>(layout.shares))[threadIdx.x];
+      share = share_of<Tiles>(phase.product);
+      share.done = phase.product.done;
       for (int m = 0; m < phase.product.matrices; ++m)
         (&place<float>(layout.globals))[threadIdx.x * 3 + m] = *phase.product.matrix[m].global;
+    }
+  }
+  if (threadIdx.x == 0) barrier_init(shared_address(&place<uint64_t>(layout.barrier)), 1);
+  __syncthreads();
+#pragma unroll 1
+  for (int p = 0; p < chain.phases; ++p) {
+    const DecodePhase& phase = (&place<DecodePhase>(layout.table))[p];
+    if (phase.kind != PhaseKind::product || !phase.product.first_of_shape) continue;
+    const Share& share = (&place<Share>(layout.shares))[p];
+#pragma unroll 1
+    for (int i = threadIdx.x; i < share.count; i += kThreads) {
+      const int round = i / kWarps, which = i % kWarps, total = range_of(share, round, 0).items * share.tiles;
+      const int first = warp_of_tile(which * share.tiles, total),
+                last = warp_of_tile((which + 1) * share.tiles - 1, total);
+      const Item item = item_of<Tiles>(phase.product, share.item(i));
+      (&place<Done>(layout.done))[share.done + i] = {static_cast<uint16_t>(which + first),
+                                                     static_cast<uint8_t>(last - first + 1),
+                                                     static_cast<uint8_t>(item.matrix), item.group};
     }
   }
   __syncthreads();
@@ -208,54 +350,78 @@ __device__ inline void copy_parameters(const DecodeChain& chain, const Layout& l
 template <typename Rows, int kDepth>
 __global__ void __launch_bounds__(kThreads, 1)
     chain_kernel(const __grid_constant__ DecodeChain chain, const __grid_constant__ Layout layout) {
+#if __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200  // 12.x has not the shared memory
   copy_parameters<typename Rows::Tiles>(chain, layout);
   const Table table{&place<DecodePhase>(layout.table), &place<Share>(layout.shares), chain.phases, chain.rows};
-  WeightStream<typename Rows::Tiles, kDepth> weights(table, shared_address(shared_memory()));
-  int left_over = -1;  // the phase whose norm's results are pending
+  WeightStream<typename Rows::Tiles, kDepth> weights(chain.maps, table, shared_address(shared_memory()));
+  const uint32_t first_tag = chain.counters[2] + 1;
+  constexpr bool kWhole = Rows::kExactly > 0;
+  uint32_t rows_parity = 0;
+  const int rows = rows_of<Rows>(table.rows);
+  // The first phase reads what others may write over.
+  const auto settle = [&] { grid_sync(chain.counters); };
 
 #pragma unroll 1
   for (int p = 0; p < table.phases; ++p) {
-    if (p + 1 < table.phases) prefetch(table.phase[p + 1], table.rows, place<Sequences>(layout.sequences));
-    if (p > 0) grid_wait(chain.counters, static_cast<uint32_t>(p) * gridDim.x);
-    if (Rows::kNormalisesItself && left_over >= 0)
-      place<Pending>(layout.pending).leave(table.phase[left_over].norm, table.rows);
-    left_over = -1;
     const DecodePhase& phase = table.phase[p];
+    const bool last = p + 1 == table.phases;
+    if (!last && table.phase[p + 1].kind == PhaseKind::attention)
+      prefetch(table.phase[p + 1].attention, rows, place<Sequences>(layout.sequences));
+    const Exchange to = exchange_of(chain, first_tag, p), from = copy_of<kWhole>(exchange_of(chain, first_tag, p - 1));
+    bf16* const kept = &place<bf16>(layout.kept);
+    uint32_t* const arrived = chain.counters + 3 + p;
+    // Nobody waits for the last phase, and its count would come too late to be set back.
+    const auto arrive_here = [&] {
+      if (!last) arrive<!kWhole>(arrived);
+    };
+    const auto await_before = [&] { await<!kWhole>(arrived - 1, table.phase[p - 1].arrivals); };
     if (phase.kind == PhaseKind::attention) {
-      weights.pause();
-      attend(phase.attention, table, place<Sequences>(layout.sequences), chain.attention_parts, chain.tickets,
-             place<AttentionMemory>(layout.x));
-    } else if (phase.kind == PhaseKind::join) {
-      join_rows(phase.norm, table.rows);
-    } else if (!Rows::kNormalisesItself && phase.kind == PhaseKind::norm) {
-      normalise_rows(phase.norm, table.rows, &place<uint4>(layout.x), &place<float>(layout.partial));
-    } else {
+      attend<Rows>(phase.attention, from, to, table, place<Sequences>(layout.sequences), chain.attention_parts,
+                   chain.tickets, place<AttentionMemory>(layout.x), await_before, arrive_here);
+    } else if (phase.kind == PhaseKind::product) {
       const Share& share = table.share[p];
-      uint8_t* const x = &place<uint8_t>(layout.x);
-      if (Rows::kNormalisesItself && phase.norm.weight) {
-        stage_norm<Rows>(phase.norm, table.rows, share, x, &place<uint4>(layout.raw), &place<float>(layout.partial),
-                         place<Pending>(layout.pending));
-        left_over = p;
-      } else if (share.count > 0) {
-        stage_rows<Rows>(phase.product, table.rows, share, x);
+      if (share.count > 0) {
+        uint8_t* const x = &place<uint8_t>(layout.x);
+        float* const squares = &place<float>(layout.squares);
+        const DecodePhase* const next = last ? nullptr : &phase + 1;
+        const Done* const done = &place<Done>(layout.done) + share.done;
+        float4 norm_weight{};
+        if (kWhole && phase.product.adds && static_cast<int>(threadIdx.x) < share.count * rows * (kElements / kQuad))
+          norm_weight = *reinterpret_cast<const float4*>(
+              next->norm.weight + share.item(threadIdx.x / 4 / rows) * kElements + threadIdx.x % 4 * kQuad);
+        await_before();
+        if constexpr (kWhole)
+          stage_pieces<Rows>(phase, from, share, x, squares);
+        else
+          stage_rows<Rows>(phase, from, rows, share, x, squares, shared_address(&place<uint64_t>(layout.barrier)),
+                           rows_parity);
+        block_sync();
+        multiply_phase<Rows, kDepth>(phase, rows, share, done, x, layout, weights,
+                                     {&place<float>(layout.globals) + p * 3, squares, kept, norm_weight, to, next});
+        if (phase.norm.weight)
+          leave_norm<Rows>(phase.norm, from, squares, rows, (phase.product.items + share.pair) >> share.pair);
+        arrive_here();
       }
-      __syncthreads();
-      multiply_phase<Rows, kDepth>(phase.product, table.rows, share, &place<float>(layout.globals) + p * 3, x, layout,
-                                   weights);
+    } else {
+      const DecodePhase& before = table.phase[max(p, 1) - 1];
+      const int splits = before.kind == PhaseKind::product && before.product.splits > 1 ? before.product.splits : 0;
+      if (!kWhole && p > 0) await_before();
+      if (kWhole || phase.kind == PhaseKind::sum)
+        sum_rows<Rows>(phase.norm, kWhole || p == 0, from, splits, rows, kept, to, settle);
+      else
+        join_rows(phase.norm, from, splits, rows);
+      arrive_here();
     }
-    if (p + 1 < table.phases || left_over >= 0) grid_arrive(chain.counters);
   }
-  if (left_over >= 0) {
-    grid_wait(chain.counters, static_cast<uint32_t>(table.phases) * gridDim.x);
-    place<Pending>(layout.pending).leave(table.phase[left_over].norm, table.rows);
+  if (threadIdx.x == 0 && atomicAdd(chain.counters + 1, 1u) == gridDim.x - 1) {
+    for (int i = 0; i < 3 + table.phases; ++i) chain.counters[i] = 0;
+    chain.counters[2] = first_tag + table.phases;
   }
-  copy_wait<0>();
-  if (threadIdx.x == 0 && atomicAdd(chain.counters + 1, 1u) == gridDim.x - 1) chain.counters[0] = chain.counters[1] = 0;
+#endif
 }
 
-// Of a share, where the width may be split: of many rows, so that a block has little of x to stage; of few, so that joining
-// the parts does not cost more than sharing the work evenly gains.
-constexpr int kMostWidth = 1280, kMostWidthOfFew = 5120;
+// Of a share, where the width may be split, so that a block has little of x to stage.
+constexpr int kMostWidth = 1280;
 
 // Tiles of the widest share.
 template <typename Rows>
@@ -270,12 +436,11 @@ struct Type {
 };
 
 // The kernel for so many rows, with as deep a ring as shared memory allows.
-template <typename TilesOf, typename Body>
-bool with_kernel(int rows, int phases, TilesOf&& tiles, int raw_bytes, int scratch_bytes, const DecodeMachine& machine,
-                 Body&& body) {
+template <typename NeedsOf, typename Body>
+bool with_kernel(int rows, NeedsOf&& needs, const DecodeMachine& machine, Body&& body) {
   const auto attempt = [&](auto rows_tag, auto depth) {
     using Rows = typename decltype(rows_tag)::type;
-    const Layout layout = layout_for<Rows, depth>(rows, phases, tiles(Type<Rows>{}), raw_bytes, scratch_bytes);
+    const Layout layout = layout_for<Rows, depth>(rows, needs(Type<Rows>{}));
     if (layout.total > machine.shared_bytes) return false;
     body(chain_kernel<Rows, depth>, layout);
     return true;
@@ -291,11 +456,40 @@ bool with_kernel(int rows, int phases, TilesOf&& tiles, int raw_bytes, int scrat
   return deepest(Type<RowsBf16<2>>{}, Three{});
 }
 
-int rows_of_group(int rows) { return rows <= kFusedNormRows ? RowsInt8<1>::Tiles::kGroup : RowsBf16<1>::Tiles::kGroup; }
+int rows_of_group(int rows) { return rows <= kWholeRows ? RowsInt8<1>::Tiles::kGroup : RowsBf16<1>::Tiles::kGroup; }
 
-int raw_of(int rows, int norm_width) { return rows <= kFusedNormRows ? rows * norm_width * 2 : 0; }
+int divide_up(int a, int b) { return (a + b - 1) / b; }
+
+// Elements of x that a block keeps.
+int kept_of(int rows, int width, int blocks) {
+  const int groups = divide_up(width, kElements);
+  return (rows <= kWholeRows ? divide_up(groups, blocks) * rows : divide_up(groups * rows, blocks)) * kElements;
+}
+
+// Items of a product that a block has at most.
+int items_of(const DecodeProduct& product, int blocks) {
+  const int pair = product.paired ? 1 : 0;
+  return divide_up((product.items + pair) >> pair, std::max(1, blocks / product.splits)) << pair;
+}
+
+// Blocks that have any.
+int busy_blocks(const DecodeProduct& product, int blocks) {
+  const int pair = product.paired ? 1 : 0;
+  return std::min(blocks / product.splits, (product.items + pair) >> pair) * product.splits;
+}
+
+bool same_shares(const DecodeProduct& a, const DecodeProduct& b) {
+  for (int m = 0; m < std::max(a.matrices, b.matrices); ++m)
+    if (a.matrix[m].outputs != b.matrix[m].outputs) return false;
+  return a.matrices == b.matrices && a.width == b.width && a.items == b.items && a.splits == b.splits &&
+         a.paired == b.paired;
+}
 
 }  // namespace
+
+CUtensorMap decode_map(const uint8_t* codes, const uint8_t* second, int outputs, int width) {
+  return sm90::codes_map(codes, width / 2, outputs, second ? second - codes : 0);
+}
 
 int decode_items(int rows, const DecodeProduct& product) {
   const int group = rows_of_group(rows);
@@ -305,63 +499,79 @@ int decode_items(int rows, const DecodeProduct& product) {
   return items;
 }
 
-int decode_splits(int rows, int width) {
-  const int most = rows <= kFusedNormRows ? kMostWidthOfFew : kMostWidth;
-  return (width + most - 1) / most;
-}
+int decode_splits(int rows, int width) { return rows <= kWholeRows ? 1 : divide_up(width, kMostWidth); }
 
 bool decode_fits(int rows, int width, bool whole, const DecodeMachine& machine) {
-  if (rows > kDecodeRows || width % 32 != 0 || width <= 0) return false;
-  if (whole) {
-    // What finish's reciprocals are exact for, and what Pending holds.
-    if (width > 16384) return false;
-    if (rows <= kFusedNormRows && rows * width / 8 > Pending::kPieces / 2 * machine.processors) return false;
-  } else if (decode_splits(rows, width) > machine.processors) {
-    return false;
-  }
+  // The copy engine takes rows of scales that are whole pieces of 16 bytes.
+  if (machine.capability < 90 || rows > kDecodeRows || width % 256 != 0 || width <= 0) return false;
+  const int splits = whole ? 1 : decode_splits(rows, width);
+  // What item_of_tile's reciprocal is exact for; every piece of the width a block.
+  if (divide_up(width, splits) > 32768 || splits > machine.processors) return false;
   // With all that the phases of a layer need beside it.
-  const auto tiles = [&](auto type) {
-    return tiles_of<typename decltype(type)::type>(width, whole ? 1 : decode_splits(rows, width));
+  const auto needs = [&](auto type) {
+    return Needs{kChainPhases, 256, tiles_of<typename decltype(type)::type>(width, splits),
+                 kept_of(rows, width, machine.processors), attention_bytes(kDecodeQueries)};
   };
-  return with_kernel(rows, kChainPhases, tiles, whole ? raw_of(rows, width) : 0, std::max(attention_bytes(), 2 * width),
-                     machine, [](auto*, const Layout&) {});
+  return with_kernel(rows, needs, machine, [](auto*, const Layout&) {});
 }
 
 bool decode_pair_fits(int rows, int outputs) { return outputs % (rows_of_group(rows) / 2) == 0; }
 
-void decode_chain(const DecodeChain& chain, const DecodeMachine& machine, cudaStream_t stream) {
-  static_assert(sizeof(DecodeChain) + sizeof(Layout) <= 32764, "more than a kernel's parameters may hold");
-  int raw = 0, scratch = 0;
-  for (int p = 0; p < chain.phases; ++p) {
-    const DecodePhase& phase = chain.phase[p];
-    if (phase.kind == PhaseKind::product && phase.norm.weight)
-      raw = std::max(raw, raw_of(chain.rows, phase.norm.width));
-    if (phase.kind == PhaseKind::attention) scratch = std::max(scratch, attention_bytes());
-    if (phase.kind == PhaseKind::norm) scratch = std::max(scratch, phase.norm.width * 2);
+bool decode_hands_on(int rows, const DecodeProduct& product) {
+  int64_t outputs = 0;
+  for (int m = 0; m < product.matrices; ++m) {
+    if (product.matrix[m].outputs % (product.paired ? kElements / 2 : kElements) != 0) return false;
+    outputs += product.matrix[m].outputs;
   }
-  const auto tiles = [&](auto type) {
-    int most = 1;
+  const int64_t groups = rows * outputs / kElements;
+  if (product.splits > 1) return product.splits * groups * kElements * 4 <= kRowsBytes;
+  return groups * kGroupPieces * 16 <= (rows <= kWholeRows ? kTaggedBytes / kExchangeCopies : kTaggedBytes) &&
+         groups * kElements * 2 <= kRowsBytes && groups * 4 <= kNumbersBytes;
+}
+
+void decode_chain(DecodeChain& chain, const DecodeMachine& machine, cudaStream_t stream) {
+  static_assert(sizeof(DecodeChain) + sizeof(Layout) <= 32764, "more than a kernel's parameters may hold");
+  const int blocks = machine.processors;
+  Needs most{chain.phases, 0, 1, 0, 0};
+  for (int p = 0; p < chain.phases; ++p) {
+    DecodePhase& phase = chain.phase[p];
+    if (phase.kind == PhaseKind::attention)
+      most.attention = std::max(most.attention, attention_bytes(phase.attention.heads / phase.attention.kv_heads));
+    if (phase.kind == PhaseKind::sum || phase.norm.weight)
+      most.kept = std::max(most.kept, kept_of(chain.rows, phase.norm.width, blocks));
+    phase.arrivals = phase.kind == PhaseKind::attention ? chain.rows * phase.attention.kv_heads
+                     : phase.kind == PhaseKind::product ? busy_blocks(phase.product, blocks)
+                                                        : blocks;
+    if (phase.kind != PhaseKind::product) continue;
+    DecodeProduct& product = phase.product;
+    product.first_of_shape = true, product.done = most.items;
+    for (int q = 0; q < p && product.first_of_shape; ++q)
+      if (chain.phase[q].kind == PhaseKind::product && same_shares(product, chain.phase[q].product))
+        product.first_of_shape = false, product.done = chain.phase[q].product.done;
+    if (product.first_of_shape) most.items += items_of(product, blocks);
+  }
+  const auto needs = [&](auto type) {
+    Needs n = most;
     for (int p = 0; p < chain.phases; ++p)
       if (chain.phase[p].kind == PhaseKind::product)
-        most = std::max(
-            most, tiles_of<typename decltype(type)::type>(chain.phase[p].product.width, chain.phase[p].product.splits));
-    return most;
+        n.tiles = std::max(n.tiles, tiles_of<typename decltype(type)::type>(chain.phase[p].product.width,
+                                                                            chain.phase[p].product.splits));
+    return n;
   };
-  const bool run =
-      with_kernel(chain.rows, chain.phases, tiles, raw, scratch, machine, [&](auto* kernel, const Layout& layout) {
-        allow_shared(kernel, static_cast<size_t>(layout.total));
-        cudaLaunchConfig_t config{};
-        config.gridDim = dim3(static_cast<unsigned>(machine.processors));
-        config.blockDim = dim3(kThreads);
-        config.dynamicSmemBytes = static_cast<size_t>(layout.total);
-        config.stream = stream;
-        cudaLaunchAttribute attribute{};
-        attribute.id = cudaLaunchAttributeCooperative;
-        attribute.val.cooperative = 1;
-        config.attrs = &attribute;
-        config.numAttrs = 1;
-        Q4_CHECK(cudaLaunchKernelEx(&config, kernel, chain, layout));
-      });
+  const bool run = with_kernel(chain.rows, needs, machine, [&](auto* kernel, const Layout& layout) {
+    allow_shared(kernel, static_cast<size_t>(layout.total));
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(kThreads);
+    config.dynamicSmemBytes = static_cast<size_t>(layout.total);
+    config.stream = stream;
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    Q4_CHECK(cudaLaunchKernelEx(&config, kernel, chain, layout));
+  });
   if (!run) throw Error("Q4900", "a decode chain does not fit into shared memory");
 }
 

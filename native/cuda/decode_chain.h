@@ -1,5 +1,7 @@
 // A decode step as a chain of phases that one persistent kernel runs: decode_chain.cu. One to sixteen rows (a token each).
 #pragma once
+#include <cuda.h>
+
 #include <cstddef>
 #include <cstdint>
 
@@ -12,79 +14,92 @@ struct bf16;
 
 constexpr int kDecodeRows = 16;
 constexpr int kDecodeQueries = 8;  // heads of queries that share a key head
-// Up to this many rows every block normalises all of x for itself; of more, each row is normalised once, in a phase.
-constexpr int kFusedNormRows = 2;
-
-// A tensor [rows, width] as fp32 sums to be added in order and rounded; none when count is 0.
-struct DecodeParts {
-  const float* sums;  // [count][rows][width]
-  int count;
-};
+// Up to this many rows no product's width is split over blocks: who computes an element of a sum computes all of it.
+constexpr int kWholeRows = 2;
 
 // y = rms_norm(x + branch) · weight, with what the separate ops would leave; any of the results may be null.
+// In the first phase of a chain x and branch are read where they are (branch may be null). Later, branch is what the phase
+// before left, and x the sum of the norm before: blocks keep it.
 struct DecodeNorm {
   const bf16 *x, *branch;
-  DecodeParts parts;  // branch, where it is given in parts
   const float* weight;
   bf16 *branch_out, *sum, *normed_out;
-  bf16* normed;  // where a norm that is a phase of its own leaves y for products; in 16-byte pieces
   float* rstd;
   float eps;
   int width;
 };
 
 struct DecodeMatrix {
-  const uint8_t *codes, *scales;
+  const uint8_t* scales;
   const float* global;
-  void* y;  // [rows, outputs] bf16 (f32 where the product is wide); may be null for the two of a pair
+  void* y;  // [rows, outputs] bf16 (f32 where the product is wide); may be null where a phase follows
   int outputs;
 };
 
 // y_m = x·W_mᵀ for up to three matrices of one width. paired: matrices 0 and 1 are gate and up, and
-// activated = silu(gate)·up.
+// activated = silu(gate)·up. x is what the phase before left, the results go to the next phase too.
 struct DecodeProduct {
   DecodeMatrix matrix[3];
-  const bf16* x;  // unused where the phase has a norm
   bf16* activated;
-  float* parts;  // where given: instead of y, fp32 sums over a piece of the width each, [splits][rows][outputs]
-  int matrices, width, items, splits;  // items: groups of rows of W
+  int matrices, width, items;  // items: groups of rows of W
+  int maps;                    // the first of the chain's; a pair has one
+  int splits;                  // pieces of the width, whose sums the next phase adds; it must be a sum or a join
   bool paired, wide_output;
+  bool swapped;  // of a pair, matrix 0 is up
+  bool adds;     // y is the branch of the next phase's norm, and this phase computes its sum
+  // Set when the chain is launched.
+  bool first_of_shape;  // of the products of a chain that are shared out alike
+  int done;             // where their lists of items begin
 };
 
-// One new token a sequence. q [B, heads·D], k and v [B, kv_heads·D] before norm and RoPE; caches [B·S, kv_heads·D].
-// D is 128, heads / kv_heads ≤ kDecodeQueries.
+// One new token a sequence: after a product whose matrices are q [heads·D], k and v [kv_heads·D], before norm and RoPE;
+// caches [B·S, kv_heads·D]. D is 128, heads / kv_heads ≤ kDecodeQueries.
 struct DecodeAttention {
-  const bf16 *q, *k, *v;
   const float *q_weight, *k_weight;
-  bf16 *k_cache, *v_cache, *out;
-  float* lse;
+  bf16 *k_cache, *v_cache;
   // What the separate ops would leave; any may be null.
-  bf16 *q_out, *k_out, *v_out, *q_rotated, *k_rotated;
-  float *q_rstd, *k_rstd;
+  bf16 *q_out, *k_out, *v_out, *q_rotated, *k_rotated, *out;
+  float *q_rstd, *k_rstd, *lse;
   float q_eps, k_eps, scale;
   int heads, kv_heads, keys;
 };
 
-enum class PhaseKind : int { product, norm, attention, join };
+enum class PhaseKind : int { product, sum, attention, join };
 
 struct DecodePhase {
   PhaseKind kind;
-  DecodeNorm norm;  // of a norm or a join (branch_out alone); of a product where weight is given
+  int arrivals;     // how many blocks will leave something; set when the chain is launched
+  DecodeNorm norm;  // of a sum (without weight: x alone); of a join, branch_out and width; of a product, that of its x
   union {
     DecodeProduct product;
     DecodeAttention attention;
   };
 };
 
-constexpr int kChainPhases = 88;
+// What the parameters of a kernel have room for.
+constexpr int kChainPhases = 80, kChainMaps = 88;
+// Blocks that have come to the first phase, and that have ended; the last tag given out; of every phase, blocks that have
+// left something. Zero between kernels, but for the tag.
+constexpr int kChainCounters = 3 + kChainPhases;
+
+// What phases hand on (decode_exchange.cuh). A slot is written again four phases later, when, through what blocks waited
+// for in between, all have read it. Its first part holds pieces with tags and nothing else; of few rows there are several
+// copies, so that not all blocks ask the same part of the second-level cache. The others hold rows or floats, and a
+// number a group.
+constexpr int kExchangeSlots = 4, kExchangeCopies = 4;
+constexpr int64_t kTaggedBytes = int64_t{4} << 20, kRowsBytes = int64_t{7} << 20, kNumbersBytes = int64_t{1} << 20;
+constexpr int64_t kExchangeSlotBytes = kTaggedBytes + kRowsBytes + kNumbersBytes,
+                  kExchangeBytes = kExchangeSlots * kExchangeSlotBytes;
 
 struct DecodeChain {
+  CUtensorMap maps[kChainMaps];  // how the copy engine finds tiles of codes
   DecodePhase phase[kChainPhases];
-  int phases, rows;
+  int mapped, phases, rows;
   // Of all attentions in the chain.
   Frequencies frequencies;
   const int32_t *positions, *past, *attend_from;  // [rows]; attend_from may be null
-  uint32_t* counters;                             // [2], zero between kernels
+  char* exchange;                                 // kExchangeBytes, zeros in the beginning, used for nothing else
+  uint32_t* counters;                             // kChainCounters
   uint32_t* tickets;                              // [rows · heads], zero between kernels
   // Parts of a softmax, kDecodeQueries a block: a maximum, a sum and D values, padded to 132 floats.
   float* attention_parts;
@@ -92,15 +107,17 @@ struct DecodeChain {
 
 // Without phases, and without operands that may no longer exist when the next chain is run.
 inline void empty_chain(DecodeChain& chain) {
-  chain.phases = 0;
+  chain.mapped = chain.phases = 0;
   chain.positions = chain.past = chain.attend_from = nullptr;
 }
 
 // What one device allows; asked for once.
 struct DecodeMachine {
-  int processors, shared_bytes;
+  int processors, shared_bytes, capability;
 };
 
+// Of a matrix, or of a pair, the second at a higher address.
+CUtensorMap decode_map(const uint8_t* codes, const uint8_t* second, int outputs, int width);
 // Groups of rows that the matrices of a product have, and in how many pieces its width is best split.
 int decode_items(int rows, const DecodeProduct& product);
 int decode_splits(int rows, int width);
@@ -108,7 +125,9 @@ int decode_splits(int rows, int width);
 bool decode_fits(int rows, int width, bool whole, const DecodeMachine& machine);
 // For a pair of matrices, these outputs.
 bool decode_pair_fits(int rows, int outputs);
+// Whether the next phase can take what the product leaves.
+bool decode_hands_on(int rows, const DecodeProduct& product);
 
-void decode_chain(const DecodeChain& chain, const DecodeMachine& machine, cudaStream_t stream);
+void decode_chain(DecodeChain& chain, const DecodeMachine& machine, cudaStream_t stream);
 
 }  // namespace q4::gpu

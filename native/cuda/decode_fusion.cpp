@@ -3,7 +3,7 @@
 // are; a chain is launched when something else needs the stream, or when it is full (decode_chain.h):
 //   norm · q · rotate q · k · rotate k · v · append · attention     norm · gate · up · swiglu · down
 // What memory holds afterwards is the same as after the ops one by one: every result is written, except where a later op
-// of the same half wrote over it (the program's arena gives the place of a tensor that is no longer read to another).
+// of the same chain wrote over it (the program's arena gives the place of a tensor that is no longer read to another).
 #include <cmath>
 #include <cstring>
 #include <utility>
@@ -25,18 +25,6 @@ bool overlap_in_memory(const Tensor& a, const Tensor& b) {
 }
 
 bool aligned(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.data) % 16 == 0; }
-
-// The tensor's place, or null where one of `later` is written over it.
-template <typename T>
-T* unless_overwritten(const Tensor& t, std::initializer_list<Tensor> later) {
-  for (const Tensor& other : later)
-    if (overlap_in_memory(t, other)) return nullptr;
-  return t.as<T>();
-}
-
-DecodeMatrix matrix_of(const Tensor& weight, void* y) {
-  return {weight.as<uint8_t>(), weight.scale, weight.global_scale, y, static_cast<int>(weight.rows())};
-}
 
 }  // namespace
 
@@ -61,7 +49,7 @@ bool CudaBackend::continues(const Deferred& op) const {
     // The head's logits may be f32; the projections of a layer are not.
     if (n == 1) return aligned(op.t[1]) && (op.t[2].dtype == DType::bf16 || op.t[2].dtype == DType::f32);
     if (d[1].t[2].dtype != DType::bf16 || !streams(op.t[0], op.t[1], op.t[2])) return false;
-    return (n == 2 && op.t[1].rows() == d[1].t[1].rows() &&
+    return (n == 2 && op.t[1].rows() == d[1].t[1].rows() && op.t[1].data != d[1].t[1].data &&
             decode_pair_fits(static_cast<int>(op.t[0].rows()), static_cast<int>(op.t[1].rows()))) ||
            (n == 3 && d[2].kind == K::rotate) || (n == 5 && op.t[1].rows() == d[3].t[1].rows());
   }
@@ -109,12 +97,11 @@ bool CudaBackend::defer(const Deferred& op) {
 void CudaBackend::run_deferred() {
   if (deferred_.empty()) return;
   const std::vector<Deferred> ops = std::exchange(deferred_, {});
-  if (ops.size() == 5 && ops[3].kind == Deferred::Kind::swiglu && run_mlp_half(ops)) return;
+  if (ops.size() == 5 && ops[3].kind == Deferred::Kind::swiglu) return run_mlp_half(ops);
+  if (ops.size() == 2) return run_norm_and_linear(ops);
   undeferring_ = true;
   try {
-    size_t first = 0;
-    if (ops.size() == 2 && run_norm_and_linear(ops)) first = 2;
-    for (size_t i = first; i < ops.size(); ++i) {
+    for (size_t i = 0; i < ops.size(); ++i) {
       const auto& t = ops[i].t;
       switch (ops[i].kind) {
         case Deferred::Kind::norm:
@@ -149,9 +136,59 @@ void CudaBackend::run_deferred() {
 
 // ---- the chain ----
 
+namespace {
+
+// Takes back what is written over later in the same chain: nobody could read it, and blocks do not wait for each other's
+// writes.
+class Overwritten {
+ public:
+  explicit Overwritten(DecodeChain& chain) {
+    const int64_t rows = chain.rows;
+    for (int p = chain.phases - 1; p >= 0; --p) {
+      DecodePhase& phase = chain.phase[p];
+      if (phase.kind == PhaseKind::attention) {
+        DecodeAttention& a = phase.attention;
+        const int64_t queries = rows * a.heads, keys = rows * a.kv_heads;
+        visit(a.lse, queries), visit(a.out, queries * kHead), visit(a.v_out, keys * kHead), visit(a.k_rstd, keys);
+        visit(a.k_rotated, keys * kHead), visit(a.k_out, keys * kHead), visit(a.q_rstd, queries);
+        visit(a.q_rotated, queries * kHead), visit(a.q_out, queries * kHead);
+      } else if (phase.kind == PhaseKind::product) {
+        DecodeProduct& product = phase.product;
+        visit(product.activated, rows * product.matrix[0].outputs);
+        for (int m = product.matrices - 1; m >= 0; --m) {
+          auto* y = static_cast<char*>(product.matrix[m].y);
+          visit(y, rows * product.matrix[m].outputs * (product.wide_output ? 4 : 2));
+          product.matrix[m].y = y;
+        }
+      }
+      const int64_t elements = rows * phase.norm.width;
+      visit(phase.norm.rstd, rows), visit(phase.norm.normed_out, elements), visit(phase.norm.sum, elements);
+      visit(phase.norm.branch_out, elements);
+    }
+  }
+
+ private:
+  static constexpr int64_t kHead = 128;
+  template <typename T>
+  void visit(T*& place, int64_t elements) {
+    if (!place) return;
+    constexpr int64_t kBytes = std::is_same_v<T, float> ? 4 : std::is_same_v<T, bf16> ? 2 : 1;
+    const char* const begin = reinterpret_cast<const char*>(place);
+    const char* const end = begin + elements * kBytes;
+    for (const auto& [other_begin, other_end] : later_)
+      if (begin < other_end && other_begin < end) {
+        place = nullptr;
+        return;
+      }
+    later_.emplace_back(begin, end);
+  }
+  std::vector<std::pair<const char*, const char*>> later_;
+};
+
+}  // namespace
+
 DecodePhase& CudaBackend::add_phase(PhaseKind kind, int64_t rows) {
   DecodeChain& chain = *chain_;
-  if (chain.phases > 0 && (chain.rows != rows || chain.phases == kChainPhases)) launch_chain();
   chain.rows = static_cast<int>(rows);
   DecodePhase& phase = chain.phase[chain.phases++];
   phase = DecodePhase{};
@@ -159,155 +196,160 @@ DecodePhase& CudaBackend::add_phase(PhaseKind kind, int64_t rows) {
   return phase;
 }
 
-void CudaBackend::launch_chain() {
+// What the last phase left must be `x`; before a norm (kept: its x) it must be one product's result, and what norms keep
+// must be `kept`; and there must be room for more phases: otherwise a new chain begins, which reads x from memory.
+void CudaBackend::continue_chain(const Tensor& x, const Tensor& kept) {
+  constexpr int kRoom = 4;  // of half a layer and a join, phases as well as maps
+  if (chain_->phases == 0) return;
+  const DecodePhase& last = chain_->phase[chain_->phases - 1];
+  const bool may_add =
+      kept_ && kept && same_place(kept, kept_) && last.kind == PhaseKind::product && last.product.matrices == 1;
+  const bool goes_on =
+      x && handed_on_ && same_place(x, handed_on_) && chain_->rows == x.rows() && (kept ? may_add : !open_);
+  if (!goes_on || chain_->phases + kRoom >= kChainPhases || chain_->mapped + kRoom > kChainMaps) run_chain();
+}
+
+// Launches the chain; a result that is still in parts is joined first.
+void CudaBackend::run_chain() {
   DecodeChain& chain = *chain_;
   if (chain.phases == 0) return;
-  chain.counters = ticket() + kTickets - 2;
-  chain.tickets = ticket() + 1;
-  chain.attention_parts = reinterpret_cast<float*>(static_cast<char*>(weight_buffer()) + kAttentionPartsAt);
   // However it ends, the next chain starts anew.
   struct Empty {
-    DecodeChain& chain;
-    ~Empty() { empty_chain(chain); }
-  } empty{chain};
+    CudaBackend& backend;
+    ~Empty() { backend.discard_chain(); }
+  } empty{*this};
+  if (open_) {
+    DecodePhase& phase = add_phase(PhaseKind::join, open_.rows());
+    phase.norm.branch_out = open_.as<bf16>(), phase.norm.width = static_cast<int>(open_.cols());
+  }
+  chain.counters = ticket() + kTickets - kChainCounters;
+  chain.tickets = ticket() + 1;
+  chain.exchange = exchange();
+  chain.attention_parts = reinterpret_cast<float*>(static_cast<char*>(weight_buffer()) + kAttentionPartsAt);
+  const Overwritten overwritten(chain);
   decode_chain(chain, machine_, stream_.get());
 }
 
-// A result that is still in parts is joined before anything but a norm reads it.
-void CudaBackend::join_open() {
-  if (!open_) return;
-  const Tensor y = std::exchange(open_, Tensor{});
-  DecodePhase& phase = add_phase(PhaseKind::join, y.rows());
-  phase.norm.parts = {parts(), decode_splits(chain_->rows, static_cast<int>(open_width_))};
-  phase.norm.branch_out = y.as<bf16>(), phase.norm.width = static_cast<int>(y.cols());
+// The matrices of a product: one, three of one input, or a pair.
+void CudaBackend::add_matrices(DecodeProduct& product, std::initializer_list<Projection> projections, bool paired) {
+  DecodeChain& chain = *chain_;
+  product.paired = paired, product.maps = chain.mapped;
+  for (const auto& [weight, y] : projections)
+    product.matrix[product.matrices++] = {weight.scale, weight.global_scale, y, static_cast<int>(weight.rows())};
+  const auto map = [&](const Tensor& weight, const uint8_t* second) {
+    chain.maps[chain.mapped++] =
+        decode_map(weight.as<uint8_t>(), second, static_cast<int>(weight.rows()), static_cast<int>(weight.cols()));
+  };
+  if (paired) {
+    const Tensor &first = projections.begin()[0].weight, &second = projections.begin()[1].weight;
+    product.swapped = second.as<uint8_t>() < first.as<uint8_t>();
+    if (product.swapped) std::swap(product.matrix[0], product.matrix[1]);
+    map(product.swapped ? second : first, (product.swapped ? first : second).as<uint8_t>());
+  } else {
+    for (const auto& [weight, y] : projections) map(weight, nullptr);
+  }
+  product.items = decode_items(chain.rows, product);
 }
 
-void CudaBackend::run_chain() {
-  join_open();
-  launch_chain();
-}
-
-// Adds the norm at the head of a half to the chain: to the product that follows where rows are few, else as a phase.
-// `later`: results of the half that are written after the norm's.
-DecodePhase& CudaBackend::add_norm_and_product(const Deferred& d, std::initializer_list<Tensor> later) {
+// The norm at the head of a half and the product after it. Of few rows the product before sums up, of more a phase.
+DecodePhase& CudaBackend::add_norm_and_product(const Deferred& d) {
   const Tensor &x = d.t[0], &branch = d.t[1], &sum = d.t[3], &y = d.t[4], &rstd = d.t[5];
+  continue_chain(branch, x);
   DecodeNorm norm{};
   norm.width = static_cast<int>(x.cols()), norm.eps = d.eps, norm.weight = d.t[2].f32();
   norm.x = x.as<bf16>(), norm.branch = branch.as<bf16>();
-  const bool fused = x.rows() <= kFusedNormRows;
-  if (fused) {
-    // What the norm leaves is written a phase later, when every block has read x and branch.
-    norm.sum = unless_overwritten<bf16>(sum, later), norm.normed_out = unless_overwritten<bf16>(y, later);
-    norm.rstd = unless_overwritten<float>(rstd, later);
+  norm.sum = sum.as<bf16>(), norm.normed_out = y.as<bf16>(), norm.rstd = rstd.f32();
+  if (open_) norm.branch_out = branch.as<bf16>();
+  open_ = Tensor{};
+  kept_ = branch ? sum : x;
+  if (chain_->phases > 0 && x.rows() <= kWholeRows) {
+    chain_->phase[chain_->phases - 1].product.adds = true;
   } else {
-    // Products read a copy of their own: results of theirs may take the place of y while others still read it.
-    norm.sum = sum.as<bf16>(), norm.normed_out = y.as<bf16>(), norm.rstd = rstd.f32();
-    norm.normed = reinterpret_cast<bf16*>(static_cast<char*>(weight_buffer()) + kNormedAt);
+    DecodeNorm& adds = add_phase(PhaseKind::sum, x.rows()).norm;
+    adds = norm;
+    adds.normed_out = nullptr, adds.rstd = nullptr;
+    norm.sum = norm.branch_out = nullptr;
   }
-  if (open_ && branch && same_place(open_, branch)) {
-    norm.parts = {parts(), decode_splits(static_cast<int>(open_.rows()), static_cast<int>(open_width_))};
-    const bool overwritten = !unless_overwritten<bf16>(branch, later) || overlap_in_memory(branch, sum) ||
-                             overlap_in_memory(branch, y) || overlap_in_memory(branch, rstd);
-    norm.branch_out = overwritten ? nullptr : branch.as<bf16>();
-    open_ = Tensor{};
-  }
-  join_open();
-  if (!fused) add_phase(PhaseKind::norm, x.rows()).norm = norm;
   DecodePhase& phase = add_phase(PhaseKind::product, x.rows());
-  if (fused)
-    phase.norm = norm;
-  else
-    phase.product.x = norm.normed;
+  phase.norm = norm;
   phase.product.width = norm.width, phase.product.splits = 1;
   return phase;
 }
 
+// A place that norms keep the contents of is written to: they keep them no longer.
+void CudaBackend::written(std::initializer_list<Tensor> results) {
+  for (const Tensor& t : results)
+    if (overlap_in_memory(t, kept_)) kept_ = Tensor{};
+}
+
 // Whether a product may leave y in parts.
 bool CudaBackend::may_split(const Tensor& y, int64_t width) {
-  const int64_t splits = decode_splits(static_cast<int>(y.rows()), static_cast<int>(width));
-  return y.dtype == DType::bf16 && y.cols() % 8 == 0 && aligned(y) &&
-         splits * y.elements() * 4 <= kAttentionPartsAt - kPartsAt;
+  const int rows = static_cast<int>(y.rows());
+  DecodeProduct product{};
+  product.matrices = 1, product.matrix[0].outputs = static_cast<int>(y.cols());
+  product.splits = decode_splits(rows, static_cast<int>(width));
+  return y.dtype == DType::bf16 && aligned(y) && decode_hands_on(rows, product);
 }
 
 // y = x·Wᵀ as a phase, its width split over blocks where that pays. y is then open until a norm or a join takes it.
-DecodeProduct& CudaBackend::add_product(const bf16* x, const Tensor& weight, const Tensor& y) {
-  join_open();
+void CudaBackend::add_product(const Tensor& x, const Tensor& weight, const Tensor& y) {
+  continue_chain(x, Tensor{});
+  if (chain_->phases == 0) {
+    DecodeNorm& plain = add_phase(PhaseKind::sum, y.rows()).norm;
+    plain.x = x.as<bf16>(), plain.width = static_cast<int>(x.cols());
+  }
   DecodeProduct& product = add_phase(PhaseKind::product, y.rows()).product;
-  product.x = x, product.width = static_cast<int>(weight.cols());
-  product.matrices = 1, product.matrix[0] = matrix_of(weight, y.data), product.wide_output = y.dtype == DType::f32;
-  product.items = decode_items(chain_->rows, product), product.splits = 1;
-  if (may_split(y, weight.cols()))
-    product.splits = decode_splits(chain_->rows, product.width), product.parts = parts(), open_ = y,
-    open_width_ = product.width;
-  return product;
+  product.width = static_cast<int>(weight.cols());
+  add_matrices(product, {{weight, y.data}}), product.wide_output = y.dtype == DType::f32;
+  product.splits = may_split(y, weight.cols()) ? decode_splits(chain_->rows, product.width) : 1;
+  if (product.splits > 1) product.matrix[0].y = nullptr, open_ = y;
+  written({y});
+  handed_on_ = y.dtype == DType::bf16 && decode_hands_on(chain_->rows, product) ? y : Tensor{};
 }
 
 void CudaBackend::run_attention_half(const std::vector<Deferred>& d) {
   const Tensor &q = d[1].t[2], &rotated_q = d[2].t[3], &q_rstd = d[2].t[4], &k = d[3].t[2], &rotated_k = d[4].t[3],
                &k_rstd = d[4].t[4], &v = d[5].t[2], &out = d[7].t[5], &lse = d[7].t[6];
-  // q, k and v stay in the workspace between the two phases: their places may be ones that the first still reads.
-  bf16* const q_raw = static_cast<bf16*>(weight_buffer());
-  bf16* const k_raw = reinterpret_cast<bf16*>(reinterpret_cast<char*>(q_raw) + align_up(q.elements() * 2));
-  bf16* const v_raw = reinterpret_cast<bf16*>(reinterpret_cast<char*>(k_raw) + align_up(k.elements() * 2));
   const Frequencies f = frequencies(d[7].shape.head_dim, d[2].theta);
   const int32_t *const positions = d[2].t[2].i32(), *const past = d[6].t[2].i32(), *const attend_from = d[7].t[3].i32();
   if (chain_->past && (std::memcmp(&chain_->frequencies, &f, sizeof f) != 0 || chain_->positions != positions ||
                        chain_->past != past || chain_->attend_from != attend_from))
-    launch_chain();
-  DecodeProduct& product =
-      add_norm_and_product(d[0], {q, rotated_q, q_rstd, k, rotated_k, k_rstd, v, out, lse}).product;
-  product.matrices = 3;
-  product.matrix[0] = matrix_of(d[1].t[1], q_raw), product.matrix[1] = matrix_of(d[3].t[1], k_raw),
-  product.matrix[2] = matrix_of(d[5].t[1], v_raw);
-  product.items = decode_items(chain_->rows, product);
+    run_chain();
+  DecodeProduct& product = add_norm_and_product(d[0]).product;
+  add_matrices(product, {{d[1].t[1], nullptr}, {d[3].t[1], nullptr}, {d[5].t[1], nullptr}});
 
   const AttentionShape& shape = d[7].shape;
   DecodeAttention& call = add_phase(PhaseKind::attention, q.rows()).attention;
   chain_->frequencies = f;
   chain_->positions = positions, chain_->past = past, chain_->attend_from = attend_from;
-  call.q = q_raw, call.k = k_raw, call.v = v_raw;
   call.q_weight = d[2].t[1].f32(), call.k_weight = d[4].t[1].f32(), call.q_eps = d[2].eps, call.k_eps = d[4].eps;
-  call.k_cache = d[6].t[3].as<bf16>(), call.v_cache = d[6].t[4].as<bf16>(), call.out = out.as<bf16>(),
-  call.lse = lse.f32();
-  call.q_out = unless_overwritten<bf16>(q, {rotated_q, q_rstd, k, rotated_k, k_rstd, v, out, lse});
-  call.q_rotated = unless_overwritten<bf16>(rotated_q, {q_rstd, k, rotated_k, k_rstd, v, out, lse});
-  call.q_rstd = unless_overwritten<float>(q_rstd, {k, rotated_k, k_rstd, v, out, lse});
-  call.k_out = unless_overwritten<bf16>(k, {rotated_k, k_rstd, v, out, lse});
-  call.k_rotated = unless_overwritten<bf16>(rotated_k, {k_rstd, v, out, lse});
-  call.k_rstd = unless_overwritten<float>(k_rstd, {v, out, lse});
-  call.v_out = unless_overwritten<bf16>(v, {out, lse});
+  call.k_cache = d[6].t[3].as<bf16>(), call.v_cache = d[6].t[4].as<bf16>();
+  call.q_out = q.as<bf16>(), call.q_rotated = rotated_q.as<bf16>(), call.q_rstd = q_rstd.f32();
+  call.k_out = k.as<bf16>(), call.k_rotated = rotated_k.as<bf16>(), call.k_rstd = k_rstd.f32();
+  call.v_out = v.as<bf16>(), call.out = out.as<bf16>(), call.lse = lse.f32();
   call.heads = static_cast<int>(shape.heads), call.kv_heads = static_cast<int>(shape.kv_heads);
   call.keys = static_cast<int>(d[7].t[1].rows() / shape.batch);
   call.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(shape.head_dim)));
+  written({d[0].t[4], d[0].t[5], q, rotated_q, q_rstd, k, rotated_k, k_rstd, v, out, lse});
+  handed_on_ = out;
 }
 
-bool CudaBackend::run_mlp_half(const std::vector<Deferred>& d) {
+void CudaBackend::run_mlp_half(const std::vector<Deferred>& d) {
   const Tensor &gate = d[1].t[2], &up = d[2].t[2], &activated = d[3].t[2], &out = d[4].t[2];
-  // Blocks write gate, up and activated while others still read x and branch.
-  const bool branch_read = d[0].t[1] && !(open_ && same_place(open_, d[0].t[1]));
-  for (const Tensor& written : {gate, up, activated})
-    if (overlap_in_memory(written, d[0].t[0]) || (branch_read && overlap_in_memory(written, d[0].t[1]))) return false;
-  bf16* inner = unless_overwritten<bf16>(activated, {out});
-  if (!inner) inner = static_cast<bf16*>(weight_buffer());
-  DecodeProduct& first = add_norm_and_product(d[0], {gate, up, activated, out}).product;
-  first.matrices = 2, first.paired = true, first.activated = inner;
-  first.matrix[0] = matrix_of(d[1].t[1], unless_overwritten<bf16>(gate, {up, activated, out}));
-  first.matrix[1] = matrix_of(d[2].t[1], unless_overwritten<bf16>(up, {activated, out}));
-  first.items = decode_items(chain_->rows, first);
-  add_product(inner, d[4].t[1], out);
-  return true;
+  DecodeProduct& product = add_norm_and_product(d[0]).product;
+  product.activated = activated.as<bf16>();
+  add_matrices(product, {{d[1].t[1], gate.data}, {d[2].t[1], up.data}}, true);
+  written({d[0].t[4], d[0].t[5], gate, up, activated});
+  handed_on_ = activated;
+  add_product(activated, d[4].t[1], out);
 }
 
-bool CudaBackend::run_norm_and_linear(const std::vector<Deferred>& d) {
+void CudaBackend::run_norm_and_linear(const std::vector<Deferred>& d) {
   const Tensor &weight = d[1].t[1], &y = d[1].t[2];
-  // Blocks write y while others still read x and branch.
-  if (overlap_in_memory(y, d[0].t[0]) || overlap_in_memory(y, d[0].t[1])) return false;
-  DecodeProduct& product = add_norm_and_product(d[0], {y}).product;
-  product.matrices = 1, product.matrix[0] = matrix_of(weight, y.data), product.wide_output = y.dtype == DType::f32;
-  product.items = decode_items(chain_->rows, product);
-  // What a fused norm leaves is written a phase late: nothing may follow in this chain that reads or overwrites it.
-  if (d[0].t[0].rows() <= kFusedNormRows) launch_chain();
-  return true;
+  DecodeProduct& product = add_norm_and_product(d[0]).product;
+  add_matrices(product, {{weight, y.data}}), product.wide_output = y.dtype == DType::f32;
+  written({d[0].t[4], d[0].t[5], y});
+  handed_on_ = y.dtype == DType::bf16 && decode_hands_on(chain_->rows, product) ? y : Tensor{};
 }
 
 bool CudaBackend::linear_streamed(const Tensor& x, const Tensor& weight, const Tensor& y) {
@@ -317,7 +359,7 @@ bool CudaBackend::linear_streamed(const Tensor& x, const Tensor& weight, const T
   if (!decode_fits(static_cast<int>(x.rows()), static_cast<int>(weight.cols()), !may_split(y, weight.cols()), machine_))
     return false;
   if (!deferred_.empty()) run_deferred();
-  add_product(x.as<bf16>(), weight, y);
+  add_product(x, weight, y);
   return true;
 }
 

@@ -1,207 +1,211 @@
-// Rows of x on their way into a decode chain's products: plain, or normalised.
+// Between the products of a decode chain: residual sums, norms, and what products take. A norm is taken apart: whoever
+// computes x hands on x · weight and the squares of x; the scale that makes up the rest, 1 / rms(x), is a factor of the
+// product's results, needed only when those are complete.
 #pragma once
 #include "cuda/decode_rows.cuh"
 
 namespace q4::gpu::decode {
 
-// Loads that skip the first-level cache, which does not see what other blocks write while the kernel runs.
-__device__ inline uint4 load_shared_bits(const bf16* p) { return __ldcg(reinterpret_cast<const uint4*>(p)); }
-__device__ inline Pack<8> unpack8(const uint4& words) {
-  const uint32_t w[4] = {words.x, words.y, words.z, words.w};
-  Pack<8> v;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) v.v[2 * i] = low_bf16(w[i]), v.v[2 * i + 1] = high_bf16(w[i]);
-  return v;
-}
-__device__ inline uint4 pack8(const Pack<8>& v) {
-  return make_uint4(pack_bf16(v.v[0], v.v[1]), pack_bf16(v.v[2], v.v[3]), pack_bf16(v.v[4], v.v[5]),
-                    pack_bf16(v.v[6], v.v[7]));
+// Of a group, four neighbouring lanes.
+__device__ inline float squares_of_group(const float (&v)[kQuad]) {
+  float x = v[0] * v[0] + v[1] * v[1] + (v[2] * v[2] + v[3] * v[3]);
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
-// Eight elements from `at` on of what was left in parts, rounded. `elements`: of one part.
-__device__ inline Pack<8> join_parts(const DecodeParts& parts, int64_t elements, int64_t at) {
-  constexpr int kAtOnce = 4;  // in flight
-  Pack<8> total{};
+// Four neighbouring elements, bf16.
+__device__ inline uint2 pack4(const float (&v)[kQuad]) {
+  return make_uint2(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]));
+}
+__device__ inline void unpack4(float (&v)[kQuad], uint2 words) {
+  v[0] = low_bf16(words.x), v[1] = high_bf16(words.x), v[2] = low_bf16(words.y), v[3] = high_bf16(words.y);
+}
+__device__ inline uint2& quad(bf16* p) { return *reinterpret_cast<uint2*>(p); }
+__device__ inline uint2 quad(const bf16* p) { return *reinterpret_cast<const uint2*>(p); }
+
+// Which groups of a row a block keeps: every gridDim.x-th, of all rows where rows are few; else every gridDim.x-th of all.
+struct Kept {
+  int rows, groups, units, rows_of_unit;
+  __device__ Kept(int rows_, int width)
+      : rows(rows_),
+        groups(width / kElements),
+        units(rows_ <= kWholeRows ? groups : groups * rows_),
+        rows_of_unit(rows_ <= kWholeRows ? rows_ : 1) {}
+  __device__ int count() const {
+    const int block = blockIdx.x;
+    return block < units ? (units - block + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x) : 0;
+  }
+  __device__ int unit(int k) const { return blockIdx.x + k * static_cast<int>(gridDim.x); }
+  __device__ int row(int unit, int n) const { return rows <= kWholeRows ? n : unit / groups; }
+  __device__ int group(int unit) const { return rows <= kWholeRows ? unit : unit % groups; }
+};
+
+// A phase of its own: x + branch from memory (first), or with branch from the phase before. splits: as of that, 0 when it
+// left bf16.
+template <typename Rows, typename Settle>
+__device__ inline void sum_rows(const DecodeNorm& norm, bool first, const Exchange& source, int splits, int rows,
+                                bf16* kept, const Exchange& to, Settle&& settle) {
+  const Kept mine(rows, norm.width);
+  const int all = mine.count() * mine.rows_of_unit * (kElements / kQuad), padded = (all + 31) / 32 * 32;
+  const auto element = [&](int i, auto&& body) {
+    const int g = i / 4, k = g / mine.rows_of_unit, n = g - k * mine.rows_of_unit;
+    const bool inside = i < all;
+    const int unit = inside ? mine.unit(k) : 0, row = mine.row(unit, n), group = mine.group(unit),
+              column = group * kElements + i % 4 * kQuad;
+    body(row, group, column, int64_t{row} * norm.width + column, inside);
+  };
+  if (first) {
+    // All read before any writes: results may take the places of x and branch.
 #pragma unroll 1
-  for (int first = 0; first < parts.count; first += kAtOnce) {
-    float4 a[kAtOnce], b[kAtOnce];
+    for (int i = threadIdx.x; i < all; i += kThreads)
+      element(i, [&](int, int, int, int64_t at, bool) {
+        float x[kQuad], branch[kQuad] = {};
+        unpack4(x, quad(norm.x + at));
+        if (norm.branch) unpack4(branch, quad(norm.branch + at));
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const float4* const from = reinterpret_cast<const float4*>(parts.sums + (first + i) * elements + at);
-      a[i] = b[i] = make_float4(0, 0, 0, 0);
-      if (first + i < parts.count) a[i] = __ldcg(from), b[i] = __ldcg(from + 1);
+        for (int j = 0; j < kQuad; ++j) x[j] += branch[j];
+        quad(kept + i * kQuad) = pack4(x);
+      });
+    settle();
+  }
+#pragma unroll 1
+  for (int i = threadIdx.x; i < padded; i += kThreads)
+    element(i, [&](int row, int group, int column, int64_t at, bool inside) {
+      float x[kQuad] = {}, branch[kQuad];
+      float4 weight = make_float4(1, 1, 1, 1);
+      if (inside && norm.weight) weight = *reinterpret_cast<const float4*>(norm.weight + column);
+      if (inside) unpack4(x, quad(kept + i * kQuad));
+      if (!first) {
+        const int place = row * mine.groups + group;
+        if (splits)
+          collect_floats(branch, source, place, splits, rows * mine.groups);
+        else
+          collect_halves(branch, source, place);
+        const uint2 words = pack4(branch);
+        if (inside && norm.branch_out) quad(norm.branch_out + at) = words;
+        unpack4(branch, words);
+#pragma unroll
+        for (int j = 0; j < kQuad; ++j) x[j] += branch[j];
+        const uint2 sum = pack4(x);
+        unpack4(x, sum);
+        if (inside) quad(kept + i * kQuad) = sum;
+      }
+      if (inside && norm.sum) quad(norm.sum + at) = pack4(x);
+      const float squares = squares_of_group(x),
+                  y[kQuad] = {x[0] * weight.x, x[1] * weight.y, x[2] * weight.z, x[3] * weight.w};
+      Rows::post(to, row * mine.groups + group, y, squares, inside);
+    });
+}
+
+// The rows of a product's x, the block's share of their width, from the phase before: piece by piece where rows are few.
+// squares: [rows][kWarps], parts of the sums of squares, where the product's x is normalised.
+template <typename Rows>
+__device__ inline void stage_pieces(const DecodePhase& phase, const Exchange& source, const Share& share, uint8_t* x,
+                                    float* squares) {
+  constexpr int kAtOnce = 4, kTilePieces = Rows::kTile / kQuad, kRows = Rows::kExactly;
+  const int in_share = share.tiles * kTilePieces, first_piece = share.first_tile * kTilePieces,
+            in_row = phase.product.width / kQuad, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  Rows::clear(x, threadIdx.x, kThreads);
+#pragma unroll
+  for (int row = 0; row < kRows; ++row) {
+    float square = 0;
+#pragma unroll 1
+    for (int first = threadIdx.x; first < in_share; first += kThreads * kAtOnce) {
+      uint4 v[kAtOnce];
+      for (;;) {
+        bool arrived = true;
+#pragma unroll
+        for (int j = 0; j < kAtOnce; ++j) {
+          const int i = first + j * kThreads, piece = first_piece + i;
+          v[j] = make_uint4(0, 0, 0, source.tag);
+          if (i < in_share && piece < in_row) v[j] = peek(source.slot + row * in_row + piece);
+          arrived &= v[j].w == source.tag;
+        }
+        if (arrived) break;
+        __nanosleep(kPollPause);
+      }
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        const int i = first + j * kThreads;
+        if (i < in_share) Rows::stage(x, share.tiles, row, i, v[j]);
+        if (i % 4 == 1) square += __uint_as_float(v[j].z);
+      }
     }
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      total.v[0] += a[i].x, total.v[1] += a[i].y, total.v[2] += a[i].z, total.v[3] += a[i].w;
-      total.v[4] += b[i].x, total.v[5] += b[i].y, total.v[6] += b[i].z, total.v[7] += b[i].w;
+    if (phase.norm.weight) {
+      square = warp_sum(square);
+      if (lane == 0) squares[row * kWarps + warp] = square;
     }
   }
-#pragma unroll
-  for (int j = 0; j < 8; ++j) total.v[j] = rounded<bf16>(total.v[j]);
-  return total;
+}
+// The same by the copy engine, whole rows at a time.
+__device__ inline void copy_row(uint32_t to, const char* from, int bytes, uint32_t barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+               "l"(from), "r"(bytes), "r"(barrier)
+               : "memory");
+}
+template <typename Rows>
+__device__ inline void stage_rows(const DecodePhase& phase, const Exchange& source, int rows, const Share& share,
+                                  uint8_t* x, float* squares, uint32_t barrier, uint32_t& parity) {
+  const int groups = phase.product.width / kElements, bytes = share.tiles * Rows::kTileBytes, lane = threadIdx.x % 32;
+  if (threadIdx.x == 0) {
+    asm volatile("fence.proxy.async;" ::: "memory");  // others wrote what is read by the copy engine
+    barrier_expect(barrier, rows * bytes);
+    for (int row = 0; row < rows; ++row)
+      copy_row(shared_address(x + row * Rows::row_bytes(share.tiles)),
+               rows_in(source) + (int64_t{row} * groups / 16 + share.first_tile) * Rows::kTileBytes, bytes, barrier);
+  }
+  if (phase.norm.weight)
+#pragma unroll 1
+    for (int row = threadIdx.x / 32; row < rows; row += kWarps) {
+      float square = 0;
+#pragma unroll 4
+      for (int g = lane; g < groups; g += 32) square += __ldcg(Rows::numbers(source) + row * groups + g);
+      square = warp_sum(square);
+      if (lane < kWarps) squares[row * kWarps + lane] = lane ? 0 : square;
+    }
+  barrier_wait(barrier, parity);
+  parity ^= 1;
 }
 
-// A piece of x + branch, and of branch alone.
-struct Summed {
-  Pack<8> sum, branch;
-};
-__device__ inline Summed sum_piece(const DecodeNorm& norm, int rows, int64_t at) {
-  Summed s{unpack8(load_shared_bits(norm.x + at)), {}};
-  if (norm.parts.count)
-    s.branch = join_parts(norm.parts, int64_t{rows} * norm.width, at);
-  else if (norm.branch)
-    s.branch = unpack8(load_shared_bits(norm.branch + at));
-  else
-    return s;
-#pragma unroll
-  for (int j = 0; j < 8; ++j) s.sum.v[j] = rounded<bf16>(s.sum.v[j] + s.branch.v[j]);
-  return s;
-}
-
-__device__ inline Pack<8> normalise_piece(const Pack<8>& x, float scale, const float* weight) {
-  const Pack<8> w = load<8>(weight);
-  Pack<8> y;
-#pragma unroll
-  for (int j = 0; j < 8; ++j) y.v[j] = rounded<bf16>(rounded<bf16>(x.v[j] * scale) * w.v[j]);
-  return y;
-}
-
-__device__ inline float sum_of_squares(const Pack<8>& x) {
-  float sum = 0;
-#pragma unroll
-  for (int j = 0; j < 8; ++j) sum += x.v[j] * x.v[j];
-  return sum;
-}
-
-// rsqrt(mean of squares + eps) of a row: every warp leaves its share, and after a barrier every thread has the whole.
-__device__ inline void leave_squares(float squares, float* partial) {
-  squares = warp_sum(squares);
-  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = squares;
-}
-__device__ inline float joined_scale(const float* partial, const DecodeNorm& norm) {
+// 1 / rms of a row from what stage_rows left, of whole rows.
+__device__ inline float scale_of(const DecodeNorm& norm, const float* squares, int row) {
   float total = 0;
 #pragma unroll
-  for (int w = 0; w < kWarps; ++w) total += partial[w];
-  return rsqrtf(total / static_cast<float>(norm.width) + norm.eps);
+  for (int i = 0; i < kWarps; i += 4) {
+    const float4 v = *reinterpret_cast<const float4*>(squares + row * kWarps + i);
+    total += v.x + v.y + (v.z + v.w);
+  }
+  return rsqrtf(__fdividef(total, static_cast<float>(norm.width)) + norm.eps);
 }
 
-// What a norm leaves behind, when every block normalises for itself: a block keeps its share of the pieces until all
-// have read x and branch, whose places the results may take.
-struct Pending {
-  static constexpr int kPieces = 64;
-  uint4 branch[kPieces], sum[kPieces], normed[kPieces];
-  float rstd[kFusedNormRows];
-
-  __device__ static int first_of(unsigned pieces, unsigned block) {
-    return static_cast<int>(pieces * block / gridDim.x);
-  }
-  __device__ void leave(const DecodeNorm& norm, int rows) const {
-    const int pieces = rows * norm.width / 8, first = first_of(pieces, blockIdx.x),
-              count = first_of(pieces, blockIdx.x + 1) - first;
-#pragma unroll 1
-    for (int i = threadIdx.x; i < count; i += kThreads) {
-      const int64_t at = (first + i) * 8;
-      if (norm.branch_out) *reinterpret_cast<uint4*>(norm.branch_out + at) = branch[i];
-      if (norm.sum) *reinterpret_cast<uint4*>(norm.sum + at) = sum[i];
-      if (norm.normed_out) *reinterpret_cast<uint4*>(norm.normed_out + at) = normed[i];
-    }
-    if (blockIdx.x == 0 && norm.rstd && threadIdx.x < static_cast<unsigned>(rows))
-      norm.rstd[threadIdx.x] = rstd[threadIdx.x];
-  }
-};
-
-// Plain rows of x, the block's share of their width.
+// What the norm as an op would leave, a share by every block that has work in the product's phase.
 template <typename Rows>
-__device__ void stage_rows(const DecodeProduct& product, int rows, const Share& share, uint8_t* x) {
-  const int pieces = share.tiles * (Rows::kTile / 8), first = share.first_tile * (Rows::kTile / 8), all = rows * pieces;
-  Rows::clear(x, threadIdx.x, kThreads);
+__device__ inline void leave_norm(const DecodeNorm& norm, const Exchange& source, const float* squares, int rows,
+                                  int groups_of_product) {
+  if (norm.rstd && blockIdx.x == 0 && threadIdx.x < static_cast<unsigned>(rows))
+    norm.rstd[threadIdx.x] = scale_of(norm, squares, threadIdx.x);
+  if (!norm.normed_out) return;
+  const int in_row = norm.width / kQuad, blocks = min(static_cast<int>(gridDim.x), groups_of_product);
 #pragma unroll 1
-  for (int base = 0; base < all; base += kThreads) {
-    const int i = base + threadIdx.x, row = i / pieces, piece = i % pieces;
-    const bool inside = i < all;
-    uint4 words = make_uint4(0, 0, 0, 0);
-    if (inside && (first + piece) * 8 < product.width)
-      words = load_shared_bits(product.x + int64_t{row} * product.width + (first + piece) * 8);
-    Rows::put(x, share.tiles, row, piece, inside, unpack8(words));
+  for (int i = threadIdx.x * blocks + blockIdx.x; i < rows * in_row; i += kThreads * blocks) {
+    float v[kQuad];
+    Rows::read(v, source, i / 4, i % 4);
+    const float scale = scale_of(norm, squares, i / in_row);
+#pragma unroll
+    for (int j = 0; j < kQuad; ++j) v[j] *= scale;
+    quad(norm.normed_out + i * kQuad) = pack4(v);
   }
 }
 
-// Normalised rows, in full width. raw: [rows][width] bf16 of shared memory; partial: [rows][kWarps] floats.
-template <typename Rows>
-__device__ void stage_norm(const DecodeNorm& norm, int rows, const Share& share, uint8_t* x, uint4* raw, float* partial,
-                           Pending& pending) {
-  const int pieces = norm.width / 8, padded = share.tiles * (Rows::kTile / 8), all = rows * pieces,
-            first = Pending::first_of(all, blockIdx.x), last = Pending::first_of(all, blockIdx.x + 1);
-  Rows::clear(x, threadIdx.x, kThreads);
+// branch_out from what the phase before left in parts.
+__device__ inline void join_rows(const DecodeNorm& norm, const Exchange& source, int splits, int rows) {
+  const int groups = norm.width / kElements, all = rows * groups * (kElements / kQuad);
 #pragma unroll 1
-  for (int row = 0; row < rows; ++row) {
-    float squares = 0;
-#pragma unroll 1
-    for (int piece = threadIdx.x; piece < pieces; piece += kThreads) {
-      const int at = row * pieces + piece;
-      asm volatile("prefetch.global.L1 [%0];" ::"l"(norm.weight + piece * 8));  // needed after the barrier
-      const Summed s = sum_piece(norm, rows, int64_t{at} * 8);
-      squares += sum_of_squares(s.sum);
-      raw[at] = pack8(s.sum);
-      if (at >= first && at < last) pending.branch[at - first] = pack8(s.branch), pending.sum[at - first] = raw[at];
-    }
-    leave_squares(squares, partial + row * kWarps);
+  for (int i = blockIdx.x * kThreads + threadIdx.x; i < all; i += gridDim.x * kThreads) {
+    float v[kQuad];
+    collect_floats(v, source, i / 4, splits, rows * groups);
+    quad(norm.branch_out + i * kQuad) = pack4(v);
   }
-  __syncthreads();
-#pragma unroll 1
-  for (int row = 0; row < rows; ++row) {
-    const float scale = joined_scale(partial + row * kWarps, norm);
-    if (threadIdx.x == 0) pending.rstd[row] = scale;
-#pragma unroll 1
-    for (int base = 0; base < padded; base += kThreads) {
-      const int piece = base + threadIdx.x, at = row * pieces + piece;
-      Pack<8> y{};
-      if (piece < pieces) {
-        y = normalise_piece(unpack8(raw[at]), scale, norm.weight + piece * 8);
-        if (at >= first && at < last) pending.normed[at - first] = pack8(y);
-      }
-      Rows::put(x, share.tiles, row, piece, piece < padded, y);
-    }
-  }
-}
-
-// A phase of its own: a row a block, results in place. raw: [width] bf16 of shared memory.
-__device__ inline void normalise_rows(const DecodeNorm& norm, int rows, uint4* raw, float* partial) {
-  const int pieces = norm.width / 8;
-#pragma unroll 1
-  for (int row = blockIdx.x; row < rows; row += gridDim.x) {
-    float squares = 0;
-#pragma unroll 1
-    for (int piece = threadIdx.x; piece < pieces; piece += kThreads) {
-      const int64_t at = (int64_t{row} * pieces + piece) * 8;
-      const Summed s = sum_piece(norm, rows, at);
-      squares += sum_of_squares(s.sum);
-      raw[piece] = pack8(s.sum);
-      if (norm.branch_out) *reinterpret_cast<uint4*>(norm.branch_out + at) = pack8(s.branch);
-      if (norm.sum) *reinterpret_cast<uint4*>(norm.sum + at) = raw[piece];
-    }
-    leave_squares(squares, partial);
-    __syncthreads();
-    const float scale = joined_scale(partial, norm);
-#pragma unroll 1
-    for (int piece = threadIdx.x; piece < pieces; piece += kThreads) {
-      const int64_t at = (int64_t{row} * pieces + piece) * 8;
-      const uint4 y = pack8(normalise_piece(unpack8(raw[piece]), scale, norm.weight + piece * 8));
-      *reinterpret_cast<uint4*>(norm.normed + at) = y;
-      *reinterpret_cast<uint4*>(norm.normed_out + at) = y;
-    }
-    if (norm.rstd && threadIdx.x == 0) norm.rstd[row] = scale;
-    __syncthreads();
-  }
-}
-
-// branch_out from its parts.
-__device__ inline void join_rows(const DecodeNorm& norm, int rows) {
-  const int64_t elements = int64_t{rows} * norm.width;
-  for (int64_t at = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * 8; at < elements;
-       at += int64_t{gridDim.x} * kThreads * 8)
-    *reinterpret_cast<uint4*>(norm.branch_out + at) = pack8(join_parts(norm.parts, elements, at));
 }
 
 }  // namespace q4::gpu::decode

@@ -1,12 +1,12 @@
 // How a decode chain keeps the rows of x in shared memory and multiplies tiles of W with them. Two ways:
 //   RowsBf16: W becomes bf16, code · block scale exactly, for mma m16n8k16; eight rows of x a product.
-//   RowsInt8: for one or two rows, where decoding W is what costs: codes become int8 by table look-up, twice their value;
-//     x, block by block of sixteen, is a scale and two int8 digits (14 bits and sign: 64 times finer than bf16's rounding
-//     of the block's largest element). The products of a block are exact; both scales are applied to its sum.
-// A lane (g = lane / 4, c = lane % 4) decodes 32 neighbouring codes of rows g and g + 8 a unit: 16 contiguous bytes each.
+//   RowsInt8: for one or two rows, where decoding W is what costs: codes become int8 by table look-up, four times their
+//     value; x, block by block of sixteen, is a scale and two int8 digits (14 bits and sign: 64 times finer than bf16's
+//     rounding of the block's largest element). The products of a block are exact; both scales are applied to its sum.
+// A lane (g = lane / 4, c = lane % 4) decodes 64 neighbouring codes of rows g and g + 8 of a tile, half of them a unit.
 #pragma once
 #include "core/nvfp4.h"
-#include "cuda/decode_weights.cuh"
+#include "cuda/decode_exchange.cuh"
 #include "cuda/nvfp4_bf16.cuh"
 
 namespace q4::gpu::decode {
@@ -16,47 +16,75 @@ __device__ inline uint4 shared_load(uint32_t address) {
   asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address));
   return v;
 }
-__device__ inline uint32_t shared_load_u16(uint32_t address) {
-  uint16_t v;
-  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(address));
+__device__ inline uint32_t shared_load_u32(uint32_t address) {
+  uint32_t v;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address));
   return v;
 }
-// What a lane reads of unit `unit` of a tile: its codes of rows first + g and first + g + 8, and their two block scales each.
+// What a lane reads of a tile, of its rows g and g + 8: of unit `unit` the codes, pieces 2c + unit; the scales of all its
+// four blocks, of both units.
 template <typename Tiles>
-struct LaneWeights {
-  uint32_t word[2][4], scales[2];
-  __device__ LaneWeights(uint32_t stage, int first, int unit) {
+struct LaneCodes {
+  uint32_t word[2][4];
+  __device__ LaneCodes(const Stage& stage, int unit) {
     const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const uint4 v = shared_load(stage + Tiles::place(first + g + half * 8, unit * 4 + c));
+      const uint4 v = shared_load(stage.codes + Tiles::place(g, 2 * c + unit) + half * 8 * Tiles::kRow);
       word[half][0] = v.x, word[half][1] = v.y, word[half][2] = v.z, word[half][3] = v.w;
-      scales[half] =
-          shared_load_u16(stage + Tiles::kCodes + (first + g + half * 8) * Tiles::kScales + unit * 8 + c * 2);
     }
+  }
+};
+template <typename Tiles>
+struct LaneScales {
+  uint32_t word[2];
+  __device__ explicit LaneScales(const Stage& stage) {
+    static_assert(Tiles::kScales == 16, "row g and block 4c make lane 4g + c");
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      word[half] = shared_load_u32(stage.scales + half * 8 * Tiles::kScales + threadIdx.x % 32 * 4);
   }
 };
 
 template <int kTiles>  // of eight rows of x
 struct RowsBf16 {
+  static constexpr int kExactly = 0;  // any number of rows that fit
   using Tiles = decode::Tiles<16, 256>;
   static constexpr int kTile = Tiles::kTile;
   static constexpr float kEpilogue = kPairEpilogue;
-  static constexpr bool kNormalisesItself = false;
 
   // Bytes of a row of x; an odd number of 64-byte pieces, so that neighbouring rows lie in different banks.
   __host__ __device__ static int row_bytes(int tiles) { return tiles * (kTile * 2) + 64; }
   __host__ __device__ static int bytes(int rows, int tiles) { return rows * row_bytes(tiles); }
 
-  // Keeps eight neighbouring elements, as four pairs of elements p and p + 4; `piece` counts within the block's share.
-  __device__ static void put(uint8_t* x, int tiles, int row, int piece, bool inside, const Pack<8>& v) {
-    const int slot = (piece & ~15) | (piece & 3) << 2 | (piece >> 2 & 3);
-    if (inside)
-      *reinterpret_cast<uint4*>(x + row * row_bytes(tiles) + slot * 16) = make_uint4(
-          pack_bf16(v.v[0], v.v[4]), pack_bf16(v.v[1], v.v[5]), pack_bf16(v.v[2], v.v[6]), pack_bf16(v.v[3], v.v[7]));
+  // Rows of x are handed on as products read them, so that the copy engine brings them: many blocks read many rows, and a
+  // tag in every piece, and threads to look at it, would cost more than a fence. Behind them the groups' numbers.
+  // Of a tile's 32 pieces of eight elements lane c multiplies 8c … 8c + 7; in the order of their places, 4i + c is its
+  // i-th. A piece is four pairs of elements p and p + 4.
+  static constexpr int kTileBytes = kTile * 2;
+  __device__ static int64_t place(int group, int quad) {
+    const int eight = group % 16 * 2 + quad / 2;
+    return int64_t{group / 16} * kTileBytes + ((eight & 7) << 2 | eight >> 3) * 16;
   }
-  __device__ static void clear(uint8_t*, int, int) {}
-
+  __device__ static float* numbers(const Exchange& e) { return reinterpret_cast<float*>(rows_in(e) + kRowsBytes); }
+  // Four neighbouring lanes hand on a group, with a number of it: called by whole warps.
+  __device__ static void post(const Exchange& to, int group, const float (&v)[kQuad], float extra, bool inside) {
+    const int quad = threadIdx.x % 4, odd = quad & 1;
+    const uint32_t first = pack_bf16(v[0], v[1]), second = pack_bf16(v[2], v[3]);
+    const uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? first : second, 1);
+    const uint32_t low = odd ? other : first, high = odd ? second : other;
+    if (!inside) return;
+    *reinterpret_cast<uint2*>(rows_in(to) + place(group, quad) + odd * 8) =
+        make_uint2(__byte_perm(low, high, 0x5410), __byte_perm(low, high, 0x7632));
+    if (quad == 0) numbers(to)[group] = extra;
+  }
+  // Four elements of what was handed on.
+  __device__ static void read(float (&v)[kQuad], const Exchange& from, int group, int quad) {
+    const uint4 w = __ldcg(reinterpret_cast<const uint4*>(rows_in(from) + place(group, quad)));
+    const bool upper = quad & 1;
+    v[0] = upper ? high_bf16(w.x) : low_bf16(w.x), v[1] = upper ? high_bf16(w.y) : low_bf16(w.y);
+    v[2] = upper ? high_bf16(w.z) : low_bf16(w.z), v[3] = upper ? high_bf16(w.w) : low_bf16(w.w);
+  }
   uint32_t x[kTiles];
   float sum[kTiles][4], other[kTiles][4];  // two, so that products need not wait for each other
 
@@ -75,23 +103,23 @@ struct RowsBf16 {
   }
 
   // Adds the product with the tile in `stage`, which is tile `tile` of the share's width.
-  __device__ void multiply(uint32_t stage, int tile) {
+  __device__ void multiply(const Stage& stage, int tile) {
+    const LaneScales<Tiles> scales(stage);
 #pragma unroll 1
     for (int unit = 0; unit < kTile / kUnit; ++unit) {
-      const LaneWeights<Tiles> w(stage, 0, unit);
-      uint32_t both[2];
+      const LaneCodes<Tiles> w(stage, unit);
+      uint32_t factors[2];
 #pragma unroll
       for (int half = 0; half < 2; ++half)
-        both[half] = scale_pair((w.scales[half] & 0xffu) | (w.scales[half] & 0xff00u) << 8);
+        factors[half] = scale_pair(__byte_perm(scales.word[half], 0, unit ? 0x4342 : 0x4140));
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         uint32_t a[2][4];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           code_pairs(w.word[half][i], a[half]);
-          const uint32_t factor = __byte_perm(both[half], both[half], i < 2 ? 0x1010 : 0x3232);
 #pragma unroll
-          for (int p = 0; p < 4; ++p) a[half][p] = mul_bf16x2(a[half][p], factor);
+          for (int p = 0; p < 4; ++p) a[half][p] = mul_bf16x2_by(a[half][p], factors[half], i / 2);
         }
         const uint32_t first[4] = {a[0][0], a[1][0], a[0][1], a[1][1]},
                        second[4] = {a[0][2], a[1][2], a[0][3], a[1][3]};
@@ -105,7 +133,7 @@ struct RowsBf16 {
     }
   }
 
-  // to[row of W][row of x]
+  // to[row of x][row of W]
   __device__ void leave(float* to, int rows) const {
     const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
 #pragma unroll
@@ -113,16 +141,16 @@ struct RowsBf16 {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int row = t * 8 + 2 * c + (e & 1);
-        if (row < rows) to[(g + (e >> 1) * 8) * rows + row] = sum[t][e] + other[t][e];
+        if (row < rows) to[row * Tiles::kGroup + g + (e >> 1) * 8] = sum[t][e] + other[t][e];
       }
   }
 };
 
-// d += a·b, a unsigned and b signed int8, [16,32]·[32,8] in int32, exactly.
-__device__ inline void mma_int8(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+// d = a·b + c, int8, [16,32]·[32,8] in int32, exactly.
+__device__ inline void mma_int8(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const int (&c)[4]) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+      : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
 }
 
 // Four bytes of a table of eight, by the low three bits of four nibbles; a nibble's fourth bit asks for the byte's sign
@@ -133,28 +161,47 @@ __device__ inline uint32_t look_up(uint32_t low, uint32_t high, uint32_t nibbles
   return bytes;
 }
 
-// Eight codes as bytes, 12 plus twice their value. A table is looked up by the magnitude, another by all four bits, whose
-// entries have their own top bit set: it gives ones for negative codes. What differs between the two, without the top bit,
-// is 12 + m or 12 − m.
-struct Bytes {
-  static constexpr uint32_t kLow = 0x76757473, kHigh = 0x7f7b7977;  // 127 ^ (12 − m), m = 0, 1, 2, 3; 4, 6, 8, 12
-  static constexpr uint32_t kLowSigned = 0xf9fbf9ff, kHighSigned = 0xe7efebe7;  // those ^ (12 + m), and the top bit
-  uint32_t first, second;
-  __device__ explicit Bytes(uint32_t codes) {
-    const uint32_t magnitudes = codes & 0x77777777u;
-    first = (look_up(kLow, kHigh, magnitudes) ^ look_up(kLowSigned, kHighSigned, codes)) & 0x7f7f7f7fu;
-    second = (look_up(kLow, kHigh, magnitudes >> 16) ^ look_up(kLowSigned, kHighSigned, codes >> 16)) & 0x7f7f7f7fu;
+// Eight codes become signed bytes, 2m or −2m with m = twice the code's magnitude. Entries of the tables are below 128, so
+// that a nibble with its top bit set finds 0. The positive codes find 2m in one table, by themselves; the negative ones
+// find 128 − m in the other, by their complement: the sum of the first and twice the second is the byte, and nothing is
+// carried into the next.
+// Some numbers are read from shared memory, in front of x, because the compiler must not know them. The first half of a
+// table, were it known, would be moved into a register anew for every look-up. The complement, a product with −1, and the
+// sum, one with 2, would become logic and additions: those and the look-ups share a pipe, which is the bottleneck here;
+// products have another.
+struct Decoder {
+  static constexpr uint32_t kPositiveLow = 0x06040200, kPositiveHigh = 0x18100c08;
+  static constexpr uint32_t kNegativeLow = 0x7c7a7874, kNegativeHigh = 0x007f7e7d;  // by 7 − the magnitude's bits
+  static constexpr int kMagic = 0x4b400000;  // the float 1.5 · 2^23: an integer added to its bits is added to its value
+  static constexpr int kWords = 8;
+
+  uint32_t positive, negative, two, minus_one;
+  int magic[4];  // what sums of products start from
+
+  __device__ static uint32_t word(int i) {
+    return i == 0 ? kPositiveLow : i == 1 ? kNegativeLow : i == 2 ? 2u : i == 3 ? 0xffffffffu : uint32_t{kMagic};
+  }
+  __device__ explicit Decoder(uint32_t words) {
+    const uint4 numbers = shared_load(words), start = shared_load(words + 16);
+    positive = numbers.x, negative = numbers.y, two = numbers.z, minus_one = numbers.w;
+    magic[0] = static_cast<int>(start.x), magic[1] = static_cast<int>(start.y);
+    magic[2] = static_cast<int>(start.z), magic[3] = static_cast<int>(start.w);
+  }
+
+  // Of the low four codes.
+  __device__ uint32_t bytes(uint32_t codes) const {
+    const uint32_t complement = codes * minus_one + minus_one;
+    return look_up(negative, kNegativeHigh, complement) * two + look_up(positive, kPositiveHigh, codes);
   }
 };
 
 constexpr bool tables_hold() {
-  constexpr int kMagnitudes[8] = {0, 1, 2, 3, 4, 6, 8, 12};
-  for (int i = 0; i < 8; ++i) {
-    const uint32_t plain = (i < 4 ? Bytes::kLow : Bytes::kHigh) >> i % 4 * 8 & 255u,
-                   other = (i < 4 ? Bytes::kLowSigned : Bytes::kHighSigned) >> i % 4 * 8 & 255u;
-    const bool positive = ((plain ^ other) & 127u) == 12u + kMagnitudes[i],
-               negative = ((plain ^ 255u) & 127u) == 12u - kMagnitudes[i];
-    if (!positive || !negative || plain >= 128u || other < 128u) return false;
+  constexpr uint32_t kMagnitudes[8] = {0, 1, 2, 3, 4, 6, 8, 12};
+  for (uint32_t i = 0; i < 8; ++i) {
+    const uint32_t positive = (i < 4 ? Decoder::kPositiveLow : Decoder::kPositiveHigh) >> i % 4 * 8 & 255u,
+                   negative = (i > 3 ? Decoder::kNegativeLow : Decoder::kNegativeHigh) >> (7 - i) % 4 * 8 & 255u;
+    if (positive != 2 * kMagnitudes[i] || positive >= 128u) return false;
+    if (2 * negative != (i ? 256 - 2 * kMagnitudes[i] : 0) || negative >= 128u) return false;
   }
   return true;
 }
@@ -162,66 +209,91 @@ static_assert(tables_hold());
 
 template <int kCount>  // rows of x
 struct RowsInt8 {
+  static constexpr int kExactly = kCount;
+  static_assert(kCount <= kWholeRows);
   using Tiles = decode::Tiles<16, 256>;
   static constexpr int kTile = Tiles::kTile;
-  // Codes count double; scale bytes, put into the exponent of a float, read 2^-120 too small, and those of x are kept
+  // Codes count four times; scale bytes, put into the exponent of a float, read 2^-120 too small, and those of x are kept
   // 2^100 too large to make up for most of it.
-  static constexpr float kEpilogue = 0.5f * 1048576.0f;
-  static constexpr bool kNormalisesItself = true;
+  static constexpr float kEpilogue = 0.25f * 1048576.0f;
   static constexpr float kLargest = 127 * 128;
-  static constexpr int kMagic = 0x4b400000;  // the float 1.5 · 2^23: an integer added to its bits is added to its value
 
-  // A row of x: for every unit and lane c, the high digits of 32 elements, then the low; then for every block its scale and
-  // kMagic − 12 · (its sum), which takes the codes' offset out again; in front of all rows a piece of zeros. Columns 2c and 2c + 1 of a product are the digits that only lanes c multiply, so that
-  // its four lanes keep their blocks apart.
-  static constexpr int kUnits = kTile / kUnit, kUnitBytes = 4 * 2 * 32, kBlocksBytes = 8 * 8, kZeros = 128;
-  __host__ __device__ static int row_bytes(int tiles) { return tiles * kUnits * (kUnitBytes + kBlocksBytes); }
-  __host__ __device__ static int bytes(int rows, int tiles) { return kZeros + rows * row_bytes(tiles); }
+  // A row of x: for every tile, unit and block of a lane, the high and low digits of lane c = 0, 1, 2, 3; then for every
+  // block its scale. In front of all rows zeros and the decoder's numbers. Columns 2c and 2c + 1 of a product are the
+  // digits that only lanes c multiply, so that its four lanes keep their blocks apart.
+  static constexpr int kUnits = kTile / kUnit, kBlocks = 2 * kUnits;  // blocks: of a lane and tile
+  static constexpr int kBlockBytes = 4 * 2 * 16, kTileBytes = kBlocks * kBlockBytes, kScaleBytes = 4 * kBlocks * 4;
+  static constexpr int kZeros = 128, kFront = 256;
+  static_assert(kUnits == 2 && kZeros + Decoder::kWords * 4 <= kFront);
+  __host__ __device__ static int row_bytes(int tiles) { return tiles * (kTileBytes + kScaleBytes); }
+  __host__ __device__ static int bytes(int rows, int tiles) { return kFront + rows * row_bytes(tiles); }
 
-  // Called by all threads of a warp, neighbouring threads with neighbouring pieces: two make up a block.
-  __device__ static void put(uint8_t* x, int tiles, int row, int piece, bool inside, const Pack<8>& v) {
+  // Four neighbouring lanes hand on a group, which is a block, with a number of it: called by whole warps. Piece k has the
+  // high digits of elements [4k, +4), the low ones, and: the scale, the number.
+  __device__ static void post(const Exchange& to, int group, const float (&v)[kQuad], float extra, bool inside) {
     float largest = 0;
 #pragma unroll
-    for (int j = 0; j < 8; ++j) largest = amax_step(largest, v.v[j]);
+    for (int j = 0; j < kQuad; ++j) largest = amax_step(largest, v[j]);
     largest = amax_step(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
-    const float scale = largest * (1.0f / kLargest), inverse = largest > 0 ? kLargest / largest : 0.0f;
-    uint32_t digits[2][2] = {};  // [high, low][word]
-    int total = 0;
+    largest = amax_step(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
+    const float inverse = largest > 0x1p-100f ? __fdividef(kLargest, largest) : 0.0f;
+    uint32_t high[kQuad], low[kQuad];
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const int value = __float2int_rn(v.v[j] * inverse), high = (value + 64) >> 7, low = value - high * 128;
-      total += value;
-      digits[0][j / 4] |= (high & 255u) << j % 4 * 8, digits[1][j / 4] |= (low & 255u) << j % 4 * 8;
+    for (int j = 0; j < kQuad; ++j) {
+      // Rounded to an integer by adding 1.5 · 2^23, below which a float has no more bits.
+      const int number = __float_as_int(fmaf(v[j], inverse, __int_as_float(Decoder::kMagic))) - Decoder::kMagic;
+      const int upper = (number + 64) >> 7;
+      high[j] = static_cast<uint32_t>(upper), low[j] = static_cast<uint32_t>(number - upper * 128);
     }
-    total += __shfl_xor_sync(0xffffffffu, total, 1);
-    if (!inside) return;
-    uint8_t* const base = x + kZeros + row * row_bytes(tiles);
-    uint8_t* const to = base + piece / 4 * 64 + piece % 4 * 8;
+    const auto bytes = [](const uint32_t(&b)[kQuad]) {
+      return __byte_perm(__byte_perm(b[0], b[1], 0x0040), __byte_perm(b[2], b[3], 0x0040), 0x5410);
+    };
+    const int k = threadIdx.x % 4;
+    if (inside)
+      decode::post<true>(to, group * kGroupPieces + k, bytes(high), bytes(low),
+                         __float_as_uint(k ? extra : largest * (0x1p100f / kLargest)));
+  }
+  // Keeps a piece of the share's row.
+  __device__ static void stage(uint8_t* x, int tiles, int row, int piece, const uint4& v) {
+    uint8_t* const base = x + kFront + row * row_bytes(tiles);
+    const int block = piece / 4, k = piece % 4;
+    uint32_t* const to =
+        reinterpret_cast<uint32_t*>(base + block / 16 * kTileBytes + block % 4 * kBlockBytes + block / 4 % 4 * 32) + k;
+    to[0] = v.x, to[4] = v.y;
+    if (k == 0) reinterpret_cast<uint32_t*>(base + tiles * kTileBytes)[block] = v.z;
+  }
+  // Four elements of what was handed on.
+  __device__ static void read(float (&v)[kQuad], const Exchange& from, int group, int quad) {
+    uint4 first[1], piece[1];
+    collect(first, from.slot + group * kGroupPieces, from.tag);
+    collect(piece, from.slot + group * kGroupPieces + quad, from.tag);
+    const auto digit = [](uint32_t word, int j) { return static_cast<int8_t>(word >> j * 8 & 255u); };
 #pragma unroll
-    for (int digit = 0; digit < 2; ++digit)
-      *reinterpret_cast<uint2*>(to + digit * 32) = make_uint2(digits[digit][0], digits[digit][1]);
-    if (piece % 2 == 0)
-      reinterpret_cast<int2*>(base + tiles * kUnits * kUnitBytes)[piece / 2] =
-          make_int2(__float_as_int(scale * 0x1p100f), kMagic - 12 * total);
+    for (int j = 0; j < kQuad; ++j)
+      v[j] = static_cast<float>(digit(piece[0].x, j) * 128 + digit(piece[0].y, j)) *
+             (__uint_as_float(first[0].z) * 0x1p-100f);
   }
   __device__ static void clear(uint8_t* x, int thread, int threads) {
-    for (int i = thread; i < kZeros / 4; i += threads) reinterpret_cast<uint32_t*>(x)[i] = 0;
+    for (int i = thread; i < kFront / 4; i += threads)
+      reinterpret_cast<uint32_t*>(x)[i] =
+          i >= kZeros / 4 && i < kZeros / 4 + Decoder::kWords ? Decoder::word(i - kZeros / 4) : 0;
   }
 
-  uint32_t x[kCount], blocks[kCount], step;
+  Decoder decoder;
+  uint32_t x[kCount], scales[kCount], step;
   float sum[kCount][2];  // of rows g and g + 8 of W, of this lane's blocks
 
-  __device__ RowsInt8(const uint8_t* memory, int tiles, int) {
+  __device__ RowsInt8(const uint8_t* memory, int tiles, int) : decoder(shared_address(memory) + kZeros) {
     const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
     const uint32_t base = shared_address(memory);
     const bool mine = g / 2 == c;
-    step = mine ? kUnitBytes : 0;
+    step = mine ? kBlockBytes : 0;
 #pragma unroll
     for (int r = 0; r < kCount; ++r) {
-      const uint32_t row = base + kZeros + r * row_bytes(tiles);
+      const uint32_t row = base + kFront + r * row_bytes(tiles);
       // The zeros are read from banks that the others, in the same moment, do not use.
-      x[r] = mine ? row + c * 64 + (g & 1) * 32 : base + (g & 2 ? 16 : 80);
-      blocks[r] = row + tiles * kUnits * kUnitBytes + c * 16;
+      x[r] = mine ? row + g * 16 : base + ((g / 2 * 32 + 64) & 127);
+      scales[r] = row + tiles * kTileBytes + c * 16;
     }
     reset();
   }
@@ -232,39 +304,43 @@ struct RowsInt8 {
       for (int e = 0; e < 2; ++e) sum[r][e] = 0;
   }
 
-  __device__ void multiply(uint32_t stage, int tile) {
+  __device__ void multiply(const Stage& stage, int tile) {
+    const LaneScales<Tiles> w_scales(stage);
+    float x_scales[kCount][kBlocks];
+#pragma unroll
+    for (int r = 0; r < kCount; ++r) {
+      const uint4 v = shared_load(scales[r] + tile * kScaleBytes);
+      x_scales[r][0] = __uint_as_float(v.x), x_scales[r][1] = __uint_as_float(v.y);
+      x_scales[r][2] = __uint_as_float(v.z), x_scales[r][3] = __uint_as_float(v.w);
+    }
 #pragma unroll
     for (int unit = 0; unit < kUnits; ++unit) {
-      const LaneWeights<Tiles> w(stage, 0, unit);
-      int4 x_blocks[kCount];  // scale and offset of both blocks
+      const LaneCodes<Tiles> w(stage, unit);
 #pragma unroll
-      for (int r = 0; r < kCount; ++r) {
-        const uint4 v = shared_load(blocks[r] + (tile * kUnits + unit) * kBlocksBytes);
-        x_blocks[r] =
-            make_int4(static_cast<int>(v.x), static_cast<int>(v.y), static_cast<int>(v.z), static_cast<int>(v.w));
-      }
-#pragma unroll
-      for (int block = 0; block < 2; ++block) {
-        int d[kCount][4] = {};
+      for (int odd = 0; odd < 2; ++odd) {
+        const int block = unit * 2 + odd;
         uint4 digits[kCount];
 #pragma unroll
-        for (int r = 0; r < kCount; ++r) digits[r] = shared_load(x[r] + (tile * kUnits + unit) * step + block * 16);
+        for (int r = 0; r < kCount; ++r) digits[r] = shared_load(x[r] + (tile * kBlocks + block) * step);
+        int d[kCount][4];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          const Bytes low(w.word[0][block * 2 + i]), high(w.word[1][block * 2 + i]);
-          const uint32_t a[4] = {low.first, high.first, low.second, high.second};
+          const uint32_t low = w.word[0][odd * 2 + i], high = w.word[1][odd * 2 + i];
+          const uint32_t a[4] = {decoder.bytes(low), decoder.bytes(high), decoder.bytes(low >> 16),
+                                 decoder.bytes(high >> 16)};
 #pragma unroll
           for (int r = 0; r < kCount; ++r)
-            mma_int8(d[r], a, i ? digits[r].z : digits[r].x, i ? digits[r].w : digits[r].y);
+            mma_int8(d[r], a, i ? digits[r].z : digits[r].x, i ? digits[r].w : digits[r].y, i ? d[r] : decoder.magic);
         }
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const float scale = __uint_as_float(w.scales[half] << (block ? 12 : 20) & 0x07f00000u);
+          const uint32_t bits = w_scales.word[half];
+          const float scale = __uint_as_float((block == 3 ? bits >> 4 : bits << (20 - 8 * block)) & 0x07f00000u);
 #pragma unroll
           for (int r = 0; r < kCount; ++r) {
-            const int whole = d[r][half * 2] * 128 + d[r][half * 2 + 1] + (block ? x_blocks[r].w : x_blocks[r].y);
-            const float value = __int_as_float(whole) - __int_as_float(kMagic);
-            sum[r][half] += value * (scale * __int_as_float(block ? x_blocks[r].z : x_blocks[r].x));
+            const float high = __int_as_float(d[r][half * 2]) - __int_as_float(Decoder::kMagic),
+                        low = __int_as_float(d[r][half * 2 + 1]) - __int_as_float(Decoder::kMagic);
+            sum[r][half] += (high * 128.0f + low) * (scale * x_scales[r][block]);
           }
         }
       }
@@ -280,7 +356,7 @@ struct RowsInt8 {
         float total = sum[r][e];
         total += __shfl_xor_sync(0xffffffffu, total, 1);
         total += __shfl_xor_sync(0xffffffffu, total, 2);
-        if (lane % 4 == 0 && r < rows) to[(lane / 4 + e * 8) * rows + r] = total;
+        if (lane % 4 == 0 && r < rows) to[r * Tiles::kGroup + lane / 4 + e * 8] = total;
       }
   }
 };

@@ -12,6 +12,21 @@ __device__ inline uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
   return d;
 }
 
+// Both halves of a times one half of b: the upper, where `upper`, which must be known to the compiler. The multiplication
+// itself picks the half.
+__device__ inline uint32_t mul_bf16x2_by(uint32_t a, uint32_t b, bool upper) {
+  uint32_t d;
+  if (upper)
+    asm("{ .reg .b16 l, h; .reg .b32 hh; mov.b32 {l, h}, %2; mov.b32 hh, {h, h}; fma.rn.bf16x2 %0, %1, hh, %3; }"
+        : "=r"(d)
+        : "r"(a), "r"(b), "r"(0x80008000u));
+  else
+    asm("{ .reg .b16 l, h; .reg .b32 ll; mov.b32 {l, h}, %2; mov.b32 ll, {l, l}; fma.rn.bf16x2 %0, %1, ll, %3; }"
+        : "=r"(d)
+        : "r"(a), "r"(b), "r"(0x80008000u));
+  return d;
+}
+
 constexpr uint32_t bf16_pair_power(int exponent) {
   const uint32_t half = static_cast<uint32_t>(exponent + 127) << 7;
   return half << 16 | half;

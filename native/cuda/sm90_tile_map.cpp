@@ -2,12 +2,26 @@
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
+#include <array>
+
 #include "core/error.h"
 #include "cuda/check.h"
 
 namespace q4::gpu::sm90 {
 
-CUtensorMap tile_map(const void* data, int64_t columns, int64_t rows, int64_t batch, int box_rows) {
+namespace {
+
+// A matrix of any rank up to 3, innermost first; strides in bytes, from the second dimension on.
+struct Matrix {
+  const void* data;
+  CUtensorMapDataType type;
+  std::array<int64_t, 3> sizes, box;
+  std::array<int64_t, 2> strides;
+  int rank;
+  CUtensorMapSwizzle swizzle;
+};
+
+CUtensorMap encoded(const Matrix& m) {
   using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
                               const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
                               CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
@@ -20,17 +34,42 @@ CUtensorMap tile_map(const void* data, int64_t columns, int64_t rows, int64_t ba
   if (!encode)
     throw Error("Q4402", "the CUDA driver is too old: it has no cuTensorMapEncodeTiled",
                 "install a driver for CUDA 13");
-  const cuuint64_t sizes[3] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows),
-                               static_cast<cuuint64_t>(batch)};
-  const cuuint64_t strides[2] = {static_cast<cuuint64_t>(columns) * 2, static_cast<cuuint64_t>(columns * rows) * 2};
-  const cuuint32_t box[3] = {64, static_cast<cuuint32_t>(box_rows), 1}, steps[3] = {1, 1, 1};
+  cuuint64_t sizes[3], strides[2];
+  cuuint32_t box[3];
+  const cuuint32_t steps[3] = {1, 1, 1};
+  for (int i = 0; i < 3; ++i)
+    sizes[i] = static_cast<cuuint64_t>(m.sizes[i]), box[i] = static_cast<cuuint32_t>(m.box[i]);
+  for (int i = 0; i < 2; ++i) strides[i] = static_cast<cuuint64_t>(m.strides[i]);
   CUtensorMap map{};
-  const CUresult status = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<void*>(data), sizes, strides,
-                                 box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+  const CUresult status = encode(&map, m.type, static_cast<cuuint32_t>(m.rank), const_cast<void*>(m.data), sizes,
+                                 strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, m.swizzle,
                                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS)
     throw Error("Q4900", "cuTensorMapEncodeTiled failed with status " + std::to_string(status));
   return map;
+}
+
+}  // namespace
+
+CUtensorMap tile_map(const void* data, int64_t columns, int64_t rows, int64_t batch, int box_rows) {
+  return encoded({data,
+                  CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                  {columns, rows, batch},
+                  {64, box_rows, 1},
+                  {columns * 2, columns * rows * 2},
+                  3,
+                  CU_TENSOR_MAP_SWIZZLE_128B});
+}
+
+CUtensorMap codes_map(const void* data, int64_t row_bytes, int64_t rows, int64_t apart) {
+  const bool pair = apart > 0;
+  return encoded({data,
+                  CU_TENSOR_MAP_DATA_TYPE_UINT8,
+                  {row_bytes, rows, pair ? 2 : 1},
+                  {128, pair ? 8 : 16, pair ? 2 : 1},
+                  {row_bytes, pair ? apart : row_bytes * rows},
+                  3,
+                  CU_TENSOR_MAP_SWIZZLE_128B});
 }
 
 }  // namespace q4::gpu::sm90

@@ -1,0 +1,109 @@
+// How the blocks of a decode chain hand results on: 16 bytes at a time, of which the last four are a tag that no earlier
+// phase had. Who needs a piece reads it until the tag is right. That takes one trip to the second-level cache each way;
+// results, a fence, a count of blocks and reading the results take twice that. (As NCCL's low-latency protocol does.)
+// Sixteen neighbouring elements of a row are a group of whole sectors: four pieces of what the products of the next phase
+// take (decode_rows.cuh) or of bf16 (two words each), each with a third word for something else.
+// Of more rows whole rows are handed on, or, by a product whose width is split, floats, once for every piece of the width:
+// without tags, after a fence.
+#pragma once
+#include "cuda/decode_weights.cuh"
+
+namespace q4::gpu::decode {
+
+constexpr int kElements = 16;  // of a group
+constexpr int kQuad = 4;       // of a thread
+constexpr int kGroupPieces = 4;
+constexpr int kPollPause = 20;  // nanoseconds; without it warps that still work would wait behind what others ask for
+
+struct Exchange {
+  uint4* slot;
+  uint32_t tag;
+};
+constexpr int64_t kCopyPieces = kTaggedBytes / kExchangeCopies / 16;
+
+// Of phase p, the results: pieces of [splits][rows][groups].
+__device__ inline Exchange exchange_of(const DecodeChain& chain, uint32_t first_tag, int p) {
+  return {reinterpret_cast<uint4*>(chain.exchange + p % kExchangeSlots * kExchangeSlotBytes), first_tag + p};
+}
+// The copy that this block reads.
+template <bool kCopies>
+__device__ inline Exchange copy_of(const Exchange& e) {
+  return {e.slot + (kCopies ? blockIdx.x % kExchangeCopies * kCopyPieces : 0), e.tag};
+}
+
+// 128 bits are written and read as one (PTX ISA, st and ld with .b128 and a scope).
+__device__ inline void put_piece(uint4* to, uint32_t a, uint32_t b, uint32_t c, uint32_t tag) {
+  asm volatile(
+      "{\n.reg .b64 low, high;\n.reg .b128 all;\n"
+      "mov.b64 low, {%1, %2};\nmov.b64 high, {%3, %4};\nmov.b128 all, {low, high};\n"
+      "st.relaxed.gpu.global.b128 [%0], all;\n}" ::"l"(to),
+      "r"(a), "r"(b), "r"(c), "r"(tag)
+      : "memory");
+}
+template <bool kCopies>
+__device__ inline void post(const Exchange& to, int piece, uint32_t a, uint32_t b, uint32_t c) {
+#pragma unroll
+  for (int i = 0; i < (kCopies ? kExchangeCopies : 1); ++i)
+    put_piece(to.slot + i * kCopyPieces + piece, a, b, c, to.tag);
+}
+__device__ inline uint4 peek(const uint4* from) {
+  uint4 v;
+  asm volatile(
+      "{\n.reg .b64 low, high;\n.reg .b128 all;\n"
+      "ld.relaxed.gpu.global.b128 all, [%4];\n"
+      "mov.b128 {low, high}, all;\nmov.b64 {%0, %1}, low;\nmov.b64 {%2, %3}, high;\n}"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "l"(from)
+      : "memory");
+  return v;
+}
+template <int kCount>
+__device__ inline void collect(uint4 (&v)[kCount], const uint4* from, uint32_t tag) {
+  for (;;) {
+    bool arrived = true;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) v[i] = peek(from + i);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) arrived &= v[i].w == tag;
+    if (arrived) break;
+    __nanosleep(kPollPause);
+  }
+}
+
+// Four neighbouring lanes have the elements of one group each, four a lane: called by whole warps, stored where `inside`.
+template <bool kCopies>
+__device__ inline void post_halves(const Exchange& to, int group, const float (&v)[kQuad], float extra, bool inside) {
+  if (inside)
+    post<kCopies>(to, group * kGroupPieces + threadIdx.x % 4, pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]),
+                  __float_as_uint(extra));
+}
+// Sums over a piece of a width, which are handed on without tags.
+__device__ inline char* rows_in(const Exchange& e) { return reinterpret_cast<char*>(e.slot) + kTaggedBytes; }
+__device__ inline float4* floats_in(const Exchange& e) { return reinterpret_cast<float4*>(rows_in(e)); }
+__device__ inline void post_floats(const Exchange& to, int group, const float (&v)[kQuad], bool inside) {
+  if (inside) floats_in(to)[group * (kElements / kQuad) + threadIdx.x % 4] = make_float4(v[0], v[1], v[2], v[3]);
+}
+
+// This lane's elements of a group.
+__device__ inline void collect_halves(float (&v)[kQuad], const Exchange& from, int group) {
+  uint4 p[1];
+  collect(p, from.slot + group * kGroupPieces + threadIdx.x % 4, from.tag);
+  v[0] = low_bf16(p[0].x), v[1] = high_bf16(p[0].x), v[2] = low_bf16(p[0].y), v[3] = high_bf16(p[0].y);
+}
+__device__ inline void collect_floats(float (&v)[kQuad], const Exchange& from, int group, int splits, int stride) {
+  constexpr int kAtOnce = 8;
+  v[0] = v[1] = v[2] = v[3] = 0;
+#pragma unroll 1
+  for (int first = 0; first < splits; first += kAtOnce) {
+    float4 p[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i)
+      p[i] = first + i < splits
+                 ? __ldcg(floats_in(from) + ((first + i) * stride + group) * (kElements / kQuad) + threadIdx.x % 4)
+                 : make_float4(0, 0, 0, 0);
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) v[0] += p[i].x, v[1] += p[i].y, v[2] += p[i].z, v[3] += p[i].w;
+  }
+}
+
+}  // namespace q4::gpu::decode
