@@ -26,7 +26,7 @@ __device__ inline void produce(Shared& shared, const CUtensorMap& q_map, const C
   for_each_tile<kKeys>(call, order, [&](const TileItem& item) {
     barrier_wait(&shared.q_empty, (turn++ & 1) ^ 1);
     if (threadIdx.x != 0) return;
-    shared.item = item;
+    hand_out(shared.item, item);
     if (item.steps <= 0) return barrier_arrive(&shared.q_full);
     const int kv_head = item.head / (call.heads / call.kv_heads);
     barrier_expect(&shared.q_full, 2 * kHalf);

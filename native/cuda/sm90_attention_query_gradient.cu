@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     for_each_tile<kStep>(f, order, [&](const TileItem& item) {
       barrier_wait(&shared.queries_empty, (turn++ & 1) ^ 1);
       if (threadIdx.x != 0) return;
-      shared.item = item;
+      hand_out(shared.item, item);
       if (item.steps <= 0) return barrier_arrive(&shared.queries_full);
       const int kv_head = item.head / (f.heads / f.kv_heads);
       barrier_expect(&shared.queries_full, 4 * kHalf);

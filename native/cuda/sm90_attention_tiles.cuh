@@ -83,6 +83,8 @@ __device__ inline void for_each_tile(const AttentionCall& call, const TileOrder&
   body(none);
 }
 
+// From the copying warp to those that compute: seen when the copies of the tile have completed.
+__device__ inline void hand_out(TileItem& shared, const TileItem& item) { shared = item; }
 // The tile that was handed out, from one lane: what depends on it is then known to be the same in the warp, and the
 // operands of products need no detour through registers of lanes.
 __device__ inline TileItem read_tile(const TileItem& shared) {
