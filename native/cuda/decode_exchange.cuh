@@ -106,4 +106,44 @@ __device__ inline void collect_floats(float (&v)[kQuad], const Exchange& from, i
   }
 }
 
+// All warps of all blocks; once a kernel.
+__device__ inline void grid_sync(uint32_t* counter) {
+  block_sync();
+  if (threadIdx.x == 0) {
+    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+    uint32_t arrived;
+    do {
+      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(arrived) : "l"(counter) : "memory");
+    } while (arrived < gridDim.x);
+  }
+  block_sync();
+}
+
+// What the blocks have left of a phase is waited for in two steps: a thread looks at their number, which is only a hint,
+// as nothing orders it after what they left, and then all look at the pieces' tags. Looking at all pieces all the time
+// would keep the second-level cache from those that still work.
+// kOrdered: where rows come without tags, the number is more than a hint.
+template <bool kOrdered>
+__device__ inline void arrive(uint32_t* counter) {
+  block_sync();
+  if (threadIdx.x != 0) return;
+  if (kOrdered)
+    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+  else
+    asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+}
+template <bool kOrdered>
+__device__ inline void await(const uint32_t* counter, int arrivals) {
+  if (threadIdx.x == 0) {
+    uint32_t arrived;
+    do {
+      if (kOrdered)
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(arrived) : "l"(counter) : "memory");
+      else
+        asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(arrived) : "l"(counter) : "memory");
+    } while (arrived < static_cast<uint32_t>(arrivals));
+  }
+  block_sync();
+}
+
 }  // namespace q4::gpu::decode
