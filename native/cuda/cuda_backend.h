@@ -167,10 +167,10 @@ class CudaBackend final : public Backend {
     void* y;
   };
   void add_matrices(DecodeProduct& product, std::initializer_list<Projection> projections, bool paired = false);
-  DecodePhase& add_norm_and_product(const Deferred& norm);
+  DecodePhase& add_norm_and_product(const Deferred& norm, int phases);
   void add_product(const Tensor& x, const Tensor& weight, const Tensor& y);
   static bool may_split(const Tensor& y, int64_t width);
-  void continue_chain(const Tensor& x, const Tensor& kept);
+  void continue_chain(const Tensor& x, const Tensor& kept, int phases);
   void written(std::initializer_list<Tensor> results);
   void run_chain();
   void discard_chain() {

@@ -1,32 +1,12 @@
 // Attention of a decode chain: one token a sequence, from raw projections to the output. q and k are normalised and
 // rotated, k and v appended to the cache, and the cache is attended to. A block takes a sequence and a key head, or a
-// piece of its keys where they are many; every warp keeps a softmax of its own over its keys, joined in order of the
-// warps, then of the pieces by the block that finishes last.
-//   Sᵀ[16 keys, 8 queries] = K·Qᵀ and Oᵀ[dims, 8 queries] = Vᵀ·Pᵀ by mma m16n8k16; the k dimension of the first and the
-// rows of the second are permuted so that a lane reads 16 contiguous bytes of a key and 32 of a value.
+// piece of its keys where they are many; of few rows several blocks take the same keys, and each a part of the values'
+// elements. Every warp keeps a softmax of its own over its keys, joined in order of the warps, then of the pieces by the
+// block that finishes last.
 #pragma once
-#include "cuda/decode_norm.cuh"
+#include "cuda/decode_softmax.cuh"
 
 namespace q4::gpu::decode {
-
-constexpr int D = 128;                    // elements of a head
-constexpr int kQueries = kDecodeQueries;  // heads of a group, at most
-constexpr int kKeys = 16;                 // that a warp takes at a time
-constexpr int kPieceKeys = 512;           // keys from which on another block helps
-constexpr int kHeadPitch = D + 8;         // so that the eight rows of q lie in different banks
-
-// Followed by what the warps leave.
-struct AttentionMemory {
-  bf16 q[kQueries][kHeadPitch];
-  bf16 new_row[2][D];  // this step's key and value
-  uint32_t last;
-  alignas(16) float parts[];  // [kWarps][queries][kPartFloats]
-};
-// A part of the softmax: its maximum, its sum, and its weighted values.
-constexpr int kPartFloats = D + 4;
-constexpr int attention_bytes(int queries) {
-  return static_cast<int>(sizeof(AttentionMemory)) + kWarps * queries * kPartFloats * 4;
-}
 
 // A lane's elements of a head as it comes from the projections: 2·lane, 2·lane + 1, and those D/2 further.
 struct RawHead {
@@ -41,21 +21,35 @@ struct RawHead {
   }
 };
 
-// One head, normalised and rotated by a warp, to shared memory; what the separate op would leave, where asked.
-__device__ inline void rotate_head(const RawHead& x, float2 low_weight, float2 high_weight, const float2* turns,
-                                   float eps, bf16* to, bf16* rotated, bf16* raw, float* rstd) {
+// A lane's weights of a head's norm, in the same order.
+struct HeadWeight {
+  float2 low, high;
+  __device__ explicit HeadWeight(const float* weight) {
+    const int lane = threadIdx.x % 32;
+    low = *reinterpret_cast<const float2*>(weight + lane * 2);
+    high = *reinterpret_cast<const float2*>(weight + D / 2 + lane * 2);
+  }
+};
+// Where a head goes in memory: what the separate ops would leave, and the cache; any may be null.
+struct HeadPlaces {
+  bf16 *raw, *rotated, *cached;
+  float* rstd;
+};
+
+// One head, normalised and rotated by a warp, to shared memory, and to `places`.
+__device__ inline void rotate_head(const RawHead& x, const HeadWeight& weight, const float2* turns, float eps, bf16* to,
+                                   const HeadPlaces& places) {
   constexpr int kHalf = D / 2;
   const int i = threadIdx.x % 32 * 2;
   const float a[2] = {low_bf16(x.low), high_bf16(x.low)}, b[2] = {low_bf16(x.high), high_bf16(x.high)};
-  const float scale =
-      rsqrtf(warp_sum(a[0] * a[0] + a[1] * a[1] + b[0] * b[0] + b[1] * b[1]) / static_cast<float>(D) + eps);
-  if (rstd && i == 0) *rstd = scale;
+  const float squares = a[0] * a[0] + a[1] * a[1] + (b[0] * b[0] + b[1] * b[1]);
+  const float scale = rsqrtf(warp_sum(squares) / static_cast<float>(D) + eps);
   float first[2], second[2];
 #pragma unroll
   for (int e = 0; e < 2; ++e) {
     const float cosine = turns[i + e].x, sine = turns[i + e].y;
-    const float x0 = rounded<bf16>(a[e] * scale) * (e ? low_weight.y : low_weight.x),
-                x1 = rounded<bf16>(b[e] * scale) * (e ? high_weight.y : high_weight.x);
+    const float x0 = rounded<bf16>(a[e] * scale) * (e ? weight.low.y : weight.low.x),
+                x1 = rounded<bf16>(b[e] * scale) * (e ? weight.high.y : weight.high.x);
     first[e] = x0 * cosine - x1 * sine, second[e] = x1 * cosine + x0 * sine;
   }
   const auto leave = [&](bf16* place, uint32_t low_word, uint32_t high_word) {
@@ -63,173 +57,10 @@ __device__ inline void rotate_head(const RawHead& x, float2 low_weight, float2 h
   };
   const uint32_t first_word = pack_bf16(first[0], first[1]), second_word = pack_bf16(second[0], second[1]);
   leave(to, first_word, second_word);
-  if (rotated) leave(rotated, first_word, second_word);
-  if (raw) leave(raw, x.low, x.high);
-}
-
-// Sixteen keys and values of a warp: g = lane / 4, c = lane % 4.
-struct Fetched {
-  uint4 keys[2][4];    // of keys g and g + 8: pieces 4j + c
-  uint4 values[2][2];  // of keys 2c and 2c + 1, of the first eight or the last: elements [16g, +16)
-
-  __device__ void load_keys(const bf16* k, int stride, int first, int end) {
-    const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int j = first + g + half * 8;
-      const uint4* from = reinterpret_cast<const uint4*>(k + j * stride) + c;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) keys[half][i] = j < end ? from[i * 4] : make_uint4(0, 0, 0, 0);
-    }
-  }
-  __device__ void load_values(const bf16* v, int stride, int first, int end) {
-    const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int j = first + 2 * c + i;
-      const uint4* from = reinterpret_cast<const uint4*>(v + j * stride + g * 16);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) values[i][half] = j < end ? from[half] : make_uint4(0, 0, 0, 0);
-    }
-  }
-  // The key and value of this step, which are not in the cache that was read.
-  __device__ void patch_keys(const AttentionMemory& m, int first, int past) {
-    const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-      if (first + g + half * 8 == past)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) keys[half][i] = reinterpret_cast<const uint4*>(m.new_row[0])[i * 4 + c];
-  }
-  __device__ void patch_values(const AttentionMemory& m, int first, int past) {
-    const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
-#pragma unroll
-    for (int i = 0; i < 2; ++i)
-      if (first + 2 * c + i == past)
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-          values[i][half] = reinterpret_cast<const uint4*>(m.new_row[1])[g * 2 + half];
-  }
-};
-
-// d += a·b, 16×8 · 8×8.
-__device__ inline void mma_k8(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b) {
-  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-               : "r"(a0), "r"(a1), "r"(b));
-}
-
-// The softmax of a warp over the keys it has seen: of queries 2c and 2c + 1.
-struct WarpSoftmax {
-  float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}, shrink[2];
-  float out[8][4];  // [t]: elements 16g + 2t and 16g + 2t + 1 of both queries
-
-  // score: keys g, g + 8 (e / 2) of queries 2c, 2c + 1 (e % 2); `first` is that of key 0.
-  __device__ static void multiply_keys(float (&score)[4], const Fetched& f, const AttentionMemory& m) {
-    const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
-    float other[4] = {};  // two, so that products need not wait for each other
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const uint4 q = *reinterpret_cast<const uint4*>(&m.q[g][(j * 4 + c) * 8]);
-      const uint4 &a = f.keys[0][j], &b = f.keys[1][j];
-      const uint32_t low[4] = {a.x, b.x, a.y, b.y}, high[4] = {a.z, b.z, a.w, b.w};
-      mma(score, low, q.x, q.y);
-      mma(other, high, q.z, q.w);
-    }
-#pragma unroll
-    for (int e = 0; e < 4; ++e) score[e] += other[e];
-  }
-  __device__ void exponentiate(float (&score)[4], int first, int from, int end, float scale) {
-    const int g = threadIdx.x % 32 / 4;
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const int j = first + g + e / 2 * 8;
-      score[e] = j < end && j >= from ? score[e] * scale : -INFINITY;
-    }
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      float largest = fmaxf(score[e], score[e + 2]);
-#pragma unroll
-      for (int offset = 4; offset < 32; offset *= 2)
-        largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, offset));
-      largest = fmaxf(largest, top[e]);
-      const float origin = largest == -INFINITY ? 0.0f : largest;
-      shrink[e] = expf(top[e] - origin), top[e] = largest;
-      score[e] = expf(score[e] - origin), score[e + 2] = expf(score[e + 2] - origin);
-      float added = score[e] + score[e + 2];
-#pragma unroll
-      for (int offset = 4; offset < 32; offset *= 2) added += __shfl_xor_sync(0xffffffffu, added, offset);
-      sum[e] = sum[e] * shrink[e] + added;
-    }
-  }
-  // What is there already, brought to the new maximum.
-  __device__ void shrink_out() {
-#pragma unroll
-    for (int t = 0; t < 8; ++t)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) out[t][e] *= shrink[e & 1];
-  }
-  // Eight keys: score0, score1 are those of key g. kFirst: `out` is written, not added to; it takes no registers before.
-  template <bool kFirst>
-  __device__ void multiply_values(float score0, float score1, const Fetched& f) {
-    uint32_t weights;  // of key g, turned into a column
-    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(weights) : "r"(pack_bf16(score0, score1)));
-    const auto word = [&](int row, int t) {
-      const uint4& v = f.values[row][t / 4];
-      return t % 4 == 0 ? v.x : t % 4 == 1 ? v.y : t % 4 == 2 ? v.z : v.w;
-    };
-#pragma unroll
-    for (int t = 0; t < 8; ++t) {
-      if (kFirst) out[t][0] = out[t][1] = out[t][2] = out[t][3] = 0;
-      mma_k8(out[t], __byte_perm(word(0, t), word(1, t), 0x5410), __byte_perm(word(0, t), word(1, t), 0x7632), weights);
-    }
-  }
-
-  __device__ void leave(float* parts, int queries) const {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4;
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      if (2 * c + e >= queries) continue;
-      float* const to = parts + (warp * queries + 2 * c + e) * kPartFloats;
-      if (g == 0) to[0] = top[e], to[1] = sum[e];
-#pragma unroll
-      for (int t = 0; t < 8; t += 2)
-        *reinterpret_cast<float4*>(to + 4 + g * 16 + t * 2) =
-            make_float4(out[t][e], out[t][e + 2], out[t + 1][e], out[t + 1][e + 2]);
-    }
-  }
-};
-
-// Parts of one query joined in order, `step` floats apart, by a warp: of the values elements 4·lane …, with the maximum
-// and the sum. shared: parts are this block's own; else other blocks may have written them.
-struct Joined {
-  float largest, total;
-  float4 value;
-};
-template <bool kShared>
-__device__ inline Joined join_softmax(const float* parts, int count, int step) {
-  constexpr int kAtOnce = 16;
-  const int lane = threadIdx.x % 32;
-  Joined j{-INFINITY, 0, {0, 0, 0, 0}};
-#pragma unroll 1
-  for (int first = 0; first < count; first += kAtOnce) {
-    const float* const mine = parts + (first + lane) * step;
-    float2 head = make_float2(-INFINITY, 0);
-    if (lane < kAtOnce && first + lane < count)
-      head = kShared ? *reinterpret_cast<const float2*>(mine) : __ldcg(reinterpret_cast<const float2*>(mine));
-    const float largest = fmaxf(j.largest, warp_max(head.x)), origin = largest == -INFINITY ? 0.0f : largest,
-                factor = __expf(head.x - origin), shrink = __expf(j.largest - origin);
-    j.largest = largest, j.total = j.total * shrink + warp_sum(factor * head.y);
-    j.value.x *= shrink, j.value.y *= shrink, j.value.z *= shrink, j.value.w *= shrink;
-#pragma unroll 4
-    for (int i = 0; i < min(kAtOnce, count - first); ++i) {
-      const float4* const from = reinterpret_cast<const float4*>(parts + (first + i) * step + 4) + lane;
-      const float4 v = kShared ? *from : __ldcg(from);
-      const float f = __shfl_sync(0xffffffffu, factor, i);
-      j.value.x += f * v.x, j.value.y += f * v.y, j.value.z += f * v.z, j.value.w += f * v.w;
-    }
-  }
-  return j;
+  if (places.cached) leave(places.cached, first_word, second_word);
+  if (places.rotated) leave(places.rotated, first_word, second_word);
+  if (places.raw) leave(places.raw, x.low, x.high);
+  if (places.rstd && i == 0) *places.rstd = scale;
 }
 
 // The operands, read again from shared memory: without this the compiler holds two dozen pointers in registers all along.
@@ -246,138 +77,231 @@ struct Sequences {
   float2 turns[][D / 2];  // [rows] cosine and sine of each pair of elements
 };
 
+// Of a unit, where there are blocks for more than one.
+__device__ inline int most_pieces(int units) { return max(1, static_cast<int>(gridDim.x) / units); }
+template <int kParts>
+__device__ inline Task task_of(int item, int units, const DecodeAttention& operands, const Sequences& sequences) {
+  Task t;
+  t.piece = item / units, t.unit = item - t.piece * units;
+  t.pair = t.unit / kParts, t.part = t.unit % kParts;
+  t.b = t.pair / operands.kv_heads, t.kv_head = t.pair - t.b * operands.kv_heads;
+  t.group = operands.heads / operands.kv_heads;
+  t.past = sequences.past[t.b], t.from = sequences.from[t.b];
+  const int length = min(operands.keys, t.past + 1);
+  t.pieces = min(most_pieces(units), (length + kPieceKeys - 1) / kPieceKeys);
+  const int each = ((length + t.pieces - 1) / t.pieces + kKeys - 1) / kKeys * kKeys;
+  t.begin = t.piece * each, t.end = min(length, t.begin + each);
+  t.owner = t.past >= t.begin && t.past < t.end;
+  t.news = t.owner || (t.past >= operands.keys && t.piece == 0);
+  return t;
+}
+
+// Where a key of the task, or its value, is in the cache.
+__device__ inline int64_t row_of(const Task& t, const DecodeAttention& call, int key) {
+  return ((int64_t{t.b} * call.keys + key) * call.kv_heads + t.kv_head) * D;
+}
+template <typename Fetched>
+__device__ inline void fetch_keys(Fetched& fetched, const Task& t, const DecodeAttention& operands, int first) {
+  const DecodeAttention& call = reread(operands);
+  fetched.load_keys(call.k_cache + row_of(t, call, first), call.kv_heads * D, t.cached() - first);
+}
+template <int kSlice, typename Fetched>
+__device__ inline void fetch_values(Fetched& fetched, const Task& t, const DecodeAttention& operands, int first,
+                                    int chunk) {
+  const DecodeAttention& call = reread(operands);
+  fetched.load_values(call.v_cache + row_of(t, call, first) + t.part * kSlice + chunk * Fetched::kWidth,
+                      call.kv_heads * D, t.cached() - first);
+}
+
+// The heads of q, and the new key and value: these, where they do not fit, are dropped, but the projections are results
+// like any other. A warp a head. Of the blocks that share the values' elements the first writes all of these results, the
+// others no more than their elements of the value.
+constexpr int kKeyWarp = kQueries, kValueWarp = kQueries + 1;
+static_assert(kValueWarp < kWarps);
+// The first group of the warp's head. Of a row's groups those of the heads of q come first, then of k, then of v.
+__device__ inline int head_of_warp(const Task& t, const DecodeAttention& operands) {
+  const int warp = threadIdx.x / 32, heads = operands.heads, kv_heads = operands.kv_heads;
+  const int head = warp < kQueries    ? t.kv_head * t.group + warp
+                   : warp == kKeyWarp ? heads + t.kv_head
+                                      : heads + kv_heads + t.kv_head;
+  return ((heads + 2 * kv_heads) * t.b + head) * kGroups;
+}
+template <int kSlice>
+__device__ inline void take_heads(const Task& t, const DecodeAttention& operands, const Exchange& source, int head,
+                                  const Sequences& sequences, const HeadWeight& weight, AttentionMemory& m) {
+  constexpr int kLanes = kSlice / kQuad;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const bool is_key = warp == kKeyWarp;
+  if (warp < t.group || (is_key && t.news)) {
+    const RawHead raw_head(source, head);
+    const DecodeAttention& call = reread(operands);
+    const int row = is_key ? t.pair : t.pair * t.group + warp;
+    const int64_t at = int64_t{row} * D;
+    const bool writes = is_key ? t.part == 0 : t.leads();
+    bf16 *const rotated = is_key ? call.k_rotated : call.q_rotated, *const raw = is_key ? call.k_out : call.q_out;
+    float* const rstd = is_key ? call.k_rstd : call.q_rstd;
+    rotate_head(raw_head, weight, sequences.turns[t.b], is_key ? call.k_eps : call.q_eps,
+                is_key ? m.new_row[0] : m.q[warp],
+                {writes && raw ? raw + at : nullptr, writes && rotated ? rotated + at : nullptr,
+                 writes && is_key && t.owner ? call.k_cache + row_of(t, call, t.past) : nullptr,
+                 writes && rstd ? rstd + row : nullptr});
+  } else if (warp < kQueries) {
+    // A column that nobody reads; but no stray NaN may stand in it.
+    quad(&m.q[warp][lane * kQuad]) = make_uint2(0, 0);
+  } else if (warp == kValueWarp && t.news && lane < kLanes) {
+    uint4 piece[1];
+    collect(piece, source.slot + head * kGroupPieces + t.part * kLanes + lane, source.tag);
+    const DecodeAttention& call = reread(operands);
+    const uint2 value = make_uint2(piece[0].x, piece[0].y);
+    quad(m.new_row[1] + lane * kQuad) = value;
+    if (t.owner) quad(call.v_cache + row_of(t, call, t.past) + t.part * kSlice + lane * kQuad) = value;
+    if (call.v_out) quad(call.v_out + int64_t{t.pair} * D + t.part * kSlice + lane * kQuad) = value;
+  }
+}
+
+// Of values of more elements only some at a time, and those late: more would take too many registers.
+template <int kSlice>
+constexpr int kWideOf = kSlice < D / 2 ? kSlice : D / 2;
+template <int kSlice>
+constexpr bool kAhead = kWideOf<kSlice> == kSlice;
+
+// The task's keys and values; `fetched` are the warp's first keys, and values where they are fetched ahead.
+template <int kSlice>
+__device__ inline void attend_keys(const Task& task, Fetched<kWideOf<kSlice>>& fetched, const DecodeAttention& operands,
+                                   AttentionMemory& memory) {
+  constexpr int kWide = kWideOf<kSlice>, kStep = kWarps * kKeys;
+  constexpr bool kIsAhead = kAhead<kSlice>;
+  constexpr float kLog2e = 1.4426950408889634f;
+  using Softmax = WarpSoftmax<kSlice, kWide>;
+  int first = task.begin + static_cast<int>(threadIdx.x / 32) * kKeys;
+  Softmax softmax;
+  const auto step = [&](auto is_first) {
+    constexpr bool kFirst = decltype(is_first)::value;
+    const AttentionMemory& m = reread(memory);
+    const bool patched = m.task.owner && m.task.past >= first && m.task.past < first + kKeys,
+               more = first + kStep < m.task.end;
+    if (patched) {
+      fetched.patch_keys(m.new_row[0], first, m.task.past);
+      if (kIsAhead) fetched.patch_values(m.new_row[1], first, m.task.past);
+    }
+    float score[4] = {};
+    Softmax::multiply_keys(score, fetched, m);
+    if (kIsAhead && more) fetch_keys(fetched, reread(task), operands, first + kStep);
+    if (!kIsAhead) fetch_values<kSlice>(fetched, reread(task), operands, first, 0);
+    const Task& t = kIsAhead ? m.task : reread(task);
+    softmax.exponentiate(score, first, t.from, t.end, reread(operands).scale * kLog2e);
+    softmax.template shrink_out<kFirst>();
+    const typename Softmax::Weights weights(score);
+#pragma unroll
+    for (int chunk = 0; chunk < Softmax::kChunks; ++chunk) {
+      if (chunk > 0) fetch_values<kSlice>(fetched, reread(task), operands, first, chunk);
+      if (!kIsAhead && patched) fetched.patch_values(m.new_row[1] + chunk * kWide, first, m.task.past);
+      softmax.multiply_values(chunk, weights, fetched);
+    }
+    softmax.add_weights(weights);
+    if (kIsAhead && more) fetch_values<kSlice>(fetched, reread(task), operands, first + kStep, 0);
+    first += kStep;
+  };
+  step(std::true_type{});
+#pragma unroll 1
+  while (first < reread(task).end) {
+    if (!kIsAhead) fetch_keys(fetched, reread(task), operands, first);
+    step(std::false_type{});
+  }
+  softmax.leave(memory.parts, reread(task).group);
+}
+
+// Leaves the piece's part of the softmax, joined from the warps', with those of the unit's other pieces. True in the block
+// that finds all of them there.
+template <int kSlice>
+__device__ inline bool leave_piece(const Task& t, float* left, uint32_t* ticket, AttentionMemory& m) {
+  constexpr int kFloats = part_floats(kSlice);
+  const int group = t.group, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  if (warp < group) {
+    const Joined<kSlice, true> j(m.parts + warp * kFloats, t.warps(), group * kFloats);
+    float* const own = left + (t.piece * group + warp) * kFloats;
+    if (lane < j.kLanes)
+      reinterpret_cast<float4*>(own + 4)[lane] = make_float4(j.value[0], j.value[1], j.value[2], j.value[3]);
+    if (lane == 0) own[0] = j.largest, own[1] = j.total;
+  }
+  block_sync();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    m.last = atomicAdd(ticket, 1u) == static_cast<unsigned>(t.pieces - 1);
+    if (m.last) *ticket = 0;
+    __threadfence();
+  }
+  block_sync();
+  return m.last;
+}
+
+// A query's output, by a warp.
+template <typename Rows, int kSlice, bool kShared>
+__device__ inline void hand_on(const Task& t, const Joined<kSlice, kShared>& j, const DecodeAttention& operands,
+                               const Exchange& to) {
+  const int lane = threadIdx.x % 32, row = t.pair * t.group + static_cast<int>(threadIdx.x / 32);
+  const float inverse = j.total > 0 ? __fdividef(1.0f, j.total) : 0.0f;
+  float value[kQuad];
+#pragma unroll
+  for (int e = 0; e < kQuad; ++e) value[e] = j.value[e] * inverse;
+  const uint2 words = pack4(value);
+  unpack4(value, words);
+  const bool inside = lane < j.kLanes;
+  const int group = row * kGroups + t.part * (kSlice / kElements) + lane % j.kLanes / (kElements / kQuad);
+  Rows::post(to, group, value, 0, inside);
+  const DecodeAttention& call = reread(operands);
+  if (inside && call.out) quad(call.out + int64_t{row} * D + t.part * kSlice + lane * kQuad) = words;
+  constexpr float kLog2 = 0.6931471805599453f;
+  if (lane == 0 && t.part == 0 && call.lse) call.lse[row] = j.largest * kLog2 + logf(j.total);
+}
+
 // source: q, k and v, as groups in this order.
-// await: until the blocks have left them. arrive: after a pair's output.
+// await: until the blocks have left them. arrive: after a part of a pair's output.
 template <typename Rows, typename Await, typename Arrive>
 __device__ inline void attend(const DecodeAttention& operands, const Exchange& source, const Exchange& to,
                               const Table& table, const Sequences& sequences, float* attention_parts, uint32_t* tickets,
                               AttentionMemory& m, Await&& await, Arrive&& arrive) {
-  constexpr int kGroups = D / kElements;  // of a head
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, kv_heads = operands.kv_heads, heads = operands.heads,
-            group = heads / kv_heads, stride = kv_heads * D;
-  const int pairs = table.rows * kv_heads, most = max(1, static_cast<int>(gridDim.x) / pairs);
+  constexpr int kParts = value_parts(Rows::kExactly > 0);
+  constexpr int kSlice = D / kParts, kFloats = part_floats(kSlice);
+  const int warp = threadIdx.x / 32, units = table.rows * operands.kv_heads * kParts;
 #pragma unroll 1
-  for (int item = blockIdx.x; item < pairs * most; item += gridDim.x) {
-    const int pair = item % pairs, piece = item / pairs, b = pair / kv_heads, kv_head = pair % kv_heads;
-    const int keys = operands.keys, past = sequences.past[b], length = min(keys, past + 1), from = sequences.from[b];
-    const int pieces = min(most, (length + kPieceKeys - 1) / kPieceKeys);
-    if (piece >= pieces) continue;
-    const int each = ((length + pieces - 1) / pieces + kKeys - 1) / kKeys * kKeys, begin = piece * each,
-              end = min(length, begin + each);
-    const int64_t base = int64_t{b} * keys * stride + kv_head * D;
-    bf16 *const k = reread(operands).k_cache + base, *const v = reread(operands).v_cache + base;
-    int first = begin + warp * kKeys;
-    Fetched fetched;
-    fetched.load_keys(k, stride, first, min(end, past));
-
-    float2 low_weight, high_weight;
+  for (int item = blockIdx.x; item < max(units, static_cast<int>(gridDim.x)); item += gridDim.x) {
+    Fetched<kWideOf<kSlice>> fetched;
+    int head = 0;  // found early only where there are registers for it
     {
-      const float* const weight = warp == kQueries ? reread(operands).k_weight : reread(operands).q_weight;
-      low_weight = *reinterpret_cast<const float2*>(weight + lane * 2);
-      high_weight = *reinterpret_cast<const float2*>(weight + D / 2 + lane * 2);
+      const Task t = task_of<kParts>(item, units, operands, sequences);
+      if (t.piece >= t.pieces) continue;
+      fetch_keys(fetched, t, operands, t.begin + warp * kKeys);
+      if (kAhead<kSlice>) fetch_values<kSlice>(fetched, t, operands, t.begin + warp * kKeys, 0);
+      if (kAhead<kSlice>) head = head_of_warp(t, operands);
+      if (threadIdx.x == 0) m.task = t;  // await makes it seen; from then on it takes no registers
     }
-    await();
-
-    // The heads of q, and the new key: which, where it does not fit, is dropped, but its projections are results like any
-    // other.
-    const bool leader = piece == 0, owner = past >= begin && past < end;
-    static_assert(kQueries < kWarps);
-    const int i = warp;
-    const bool is_key = i == kQueries;
-    if (i < kQueries && i >= group) {
-      // A column that nobody reads; but no stray NaN may stand in it.
-      *reinterpret_cast<uint2*>(&m.q[i][lane * 4]) = make_uint2(0, 0);
-    } else if (i < kQueries || (is_key && (owner || (past >= keys && leader)))) {
-      const DecodeAttention& call = reread(operands);
-      // Of the row's groups: heads of q, then of k, then of v.
-      const int row = is_key ? pair : pair * group + i, in_row = (heads + 2 * kv_heads) * kGroups * b,
-                head = is_key ? heads + kv_head : kv_head * group + i;
-      const int64_t at = int64_t{row} * D;
-      const bool writes = is_key || leader;
-      bf16 *const rotated = is_key ? call.k_rotated : call.q_rotated, *const raw = is_key ? call.k_out : call.q_out;
-      float* const rstd = is_key ? call.k_rstd : call.q_rstd;
-      rotate_head(RawHead(source, in_row + head * kGroups), low_weight, high_weight, sequences.turns[b],
-                  is_key ? call.k_eps : call.q_eps, is_key ? m.new_row[0] : m.q[i],
-                  writes && rotated ? rotated + at : nullptr, writes && raw ? raw + at : nullptr,
-                  writes && rstd ? rstd + row : nullptr);
-      if (is_key) {
-        __syncwarp();
-        uint4 piece_of_v[1];
-        collect(piece_of_v, source.slot + (in_row + (head + kv_heads) * kGroups) * kGroupPieces + lane, source.tag);
-        const uint2 value = make_uint2(piece_of_v[0].x, piece_of_v[0].y);
-        reinterpret_cast<uint2*>(m.new_row[1])[lane] = value;
-        if (call.v_out) reinterpret_cast<uint2*>(call.v_out + at)[lane] = value;
-        if (owner) {
-          const int64_t place = int64_t{past} * stride;
-          reinterpret_cast<uint2*>(k + place)[lane] = reinterpret_cast<const uint2*>(m.new_row[0])[lane];
-          reinterpret_cast<uint2*>(v + place)[lane] = value;
-        }
-      }
-    }
+    const HeadWeight weight(warp == kKeyWarp ? reread(operands).k_weight : reread(operands).q_weight);
+    // Pieces with tags are simply asked for: few blocks do.
+    if constexpr (Rows::kExactly > 0)
+      block_sync();
+    else
+      await();
+    const Task& t = m.task;
+    if (!kAhead<kSlice>) head = head_of_warp(t, reread(operands));
+    take_heads<kSlice>(reread(t), operands, source, head, sequences, weight, m);
+    block_sync();
+    if (warp < t.warps()) attend_keys<kSlice>(reread(t), fetched, operands, m);
     block_sync();
 
-    const float scale = reread(operands).scale;
-    WarpSoftmax softmax;
-    const auto step = [&](auto is_first) {
-      constexpr bool kFirst = decltype(is_first)::value;
-      const bool patched = owner && past >= first && past < first + kKeys;
-      float score[4] = {};
-      if (patched) fetched.patch_keys(m, first, past);
-      softmax.multiply_keys(score, fetched, m);
-      // Only now, and by halves: more of them at a time would take too many registers.
-      fetched.load_values(v, stride, first, min(end, past));
-      softmax.exponentiate(score, first, from, end, scale);
-      if (patched) fetched.patch_values(m, first, past);
-      if (!kFirst) softmax.shrink_out();
-      softmax.template multiply_values<kFirst>(score[0], score[1], fetched);
-      fetched.load_values(v, stride, first + 8, min(end, past));
-      if (patched) fetched.patch_values(m, first + 8, past);
-      softmax.template multiply_values<false>(score[2], score[3], fetched);
-    };
-    step(std::true_type{});
-#pragma unroll 1
-    for (first += kWarps * kKeys; first < end; first += kWarps * kKeys) {
-      fetched.load_keys(k, stride, first, min(end, past));
-      step(std::false_type{});
+    const int step = t.group * kFloats;
+    const auto left = [&] {
+      return attention_parts + int64_t{t.unit} * most_pieces(table.rows * reread(operands).kv_heads * kParts) * step;
+    };  // [piece][query]
+    const bool complete = t.pieces == 1 || leave_piece<kSlice>(t, left(), tickets + t.unit, m);
+    if (complete && warp < t.group) {
+      if (t.pieces == 1)
+        hand_on<Rows>(t, Joined<kSlice, true>(m.parts + warp * kFloats, t.warps(), step), operands, to);
+      else
+        hand_on<Rows>(t, Joined<kSlice, false>(left() + warp * kFloats, t.pieces, step), operands, to);
     }
-    softmax.leave(m.parts, group);
-    block_sync();
-
-    float* const left = attention_parts + int64_t{pair} * most * group * kPartFloats;  // [piece][query]
-    const int active = max(1, min(kWarps, (end - begin + kKeys - 1) / kKeys));         // warps that had keys
-    bool complete = pieces == 1;
-    if (!complete) {
-      if (warp < group) {
-        const Joined j = join_softmax<true>(m.parts + warp * kPartFloats, active, group * kPartFloats);
-        float* const own = left + (piece * group + warp) * kPartFloats;
-        reinterpret_cast<float4*>(own + 4)[lane] = j.value;
-        if (lane == 0) own[0] = j.largest, own[1] = j.total;
-      }
-      block_sync();
-      if (threadIdx.x == 0) {
-        __threadfence();
-        m.last = atomicAdd(tickets + pair, 1u) == static_cast<unsigned>(pieces - 1);
-        if (m.last) tickets[pair] = 0;
-        __threadfence();
-      }
-      block_sync();
-      complete = m.last;
-    }
-    if (complete && warp < group) {
-      const DecodeAttention& call = reread(operands);
-      const int row = pair * group + warp;
-      const Joined j = pieces == 1 ? join_softmax<true>(m.parts + warp * kPartFloats, active, group * kPartFloats)
-                                   : join_softmax<false>(left + warp * kPartFloats, pieces, group * kPartFloats);
-      const float inverse = j.total > 0 ? __fdividef(1.0f, j.total) : 0.0f;
-      const uint2 words = make_uint2(pack_bf16(j.value.x * inverse, j.value.y * inverse),
-                                     pack_bf16(j.value.z * inverse, j.value.w * inverse));
-      if (lane == 0 && call.lse) call.lse[row] = j.largest + logf(j.total);
-      if (call.out) reinterpret_cast<uint2*>(call.out + int64_t{row} * D)[lane] = words;
-      const float value[4] = {low_bf16(words.x), high_bf16(words.x), low_bf16(words.y), high_bf16(words.y)};
-      Rows::post(to, row * kGroups + lane / 4, value, 0, true);
-    }
-    block_sync();  // before another item takes the same memory
     if (complete) arrive();
+    block_sync();  // before another item takes the same memory
   }
 }
 

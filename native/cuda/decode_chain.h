@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/tensor.h"
 #include "cuda/check.h"
 #include "cuda/rope_frequencies.h"
 
@@ -30,7 +31,6 @@ struct DecodeNorm {
 };
 
 struct DecodeMatrix {
-  const uint8_t* scales;
   const float* global;
   void* y;  // [rows, outputs] bf16 (f32 where the product is wide); may be null where a phase follows
   int outputs;
@@ -48,8 +48,9 @@ struct DecodeProduct {
   bool swapped;  // of a pair, matrix 0 is up
   bool adds;     // y is the branch of the next phase's norm, and this phase computes its sum
   // Set when the chain is launched.
-  bool first_of_shape;  // of the products of a chain that are shared out alike
-  int done;             // where their lists of items begin
+  int shape;  // products of a chain that are shared out alike have the same
+  bool first_of_shape;
+  int done, segments;  // where the lists of the shape begin
 };
 
 // One new token a sequence: after a product whose matrices are q [heads·D], k and v [kv_heads·D], before norm and RoPE;
@@ -77,7 +78,7 @@ struct DecodePhase {
 };
 
 // What the parameters of a kernel have room for.
-constexpr int kChainPhases = 80, kChainMaps = 88;
+constexpr int kChainPhases = 62, kChainMaps = 76;
 // Blocks that have come to the first phase, and that have ended; the last tag given out; of every phase, blocks that have
 // left something. Zero between kernels, but for the tag.
 constexpr int kChainCounters = 3 + kChainPhases;
@@ -91,8 +92,13 @@ constexpr int64_t kTaggedBytes = int64_t{4} << 20, kRowsBytes = int64_t{7} << 20
 constexpr int64_t kExchangeSlotBytes = kTaggedBytes + kRowsBytes + kNumbersBytes,
                   kExchangeBytes = kExchangeSlots * kExchangeSlotBytes;
 
+// How the copy engine finds tiles of a matrix, or of a pair.
+struct DecodeMaps {
+  CUtensorMap codes, scales;
+};
+
 struct DecodeChain {
-  CUtensorMap maps[kChainMaps];  // how the copy engine finds tiles of codes
+  DecodeMaps maps[kChainMaps];
   DecodePhase phase[kChainPhases];
   int mapped, phases, rows;
   // Of all attentions in the chain.
@@ -100,8 +106,8 @@ struct DecodeChain {
   const int32_t *positions, *past, *attend_from;  // [rows]; attend_from may be null
   char* exchange;                                 // kExchangeBytes, zeros in the beginning, used for nothing else
   uint32_t* counters;                             // kChainCounters
-  uint32_t* tickets;                              // [rows · heads], zero between kernels
-  // Parts of a softmax, kDecodeQueries a block: a maximum, a sum and D values, padded to 132 floats.
+  uint32_t* tickets;  // one a block that finishes outputs, at most 4 · rows · kv_heads, zero between kernels
+  // Parts of a softmax, kDecodeQueries a block: a maximum, a sum and up to D values, at most 132 floats.
   float* attention_parts;
 };
 
@@ -116,15 +122,15 @@ struct DecodeMachine {
   int processors, shared_bytes, capability;
 };
 
-// Of a matrix, or of a pair, the second at a higher address.
-CUtensorMap decode_map(const uint8_t* codes, const uint8_t* second, int outputs, int width);
+// Of a matrix, or of a pair, the second at higher addresses.
+DecodeMaps decode_maps(const Tensor& weight, const Tensor& second);
 // Groups of rows that the matrices of a product have, and in how many pieces its width is best split.
 int decode_items(int rows, const DecodeProduct& product);
 int decode_splits(int rows, int width);
 // Whether a product of this shape can be a phase (whole: its width may not be split).
 bool decode_fits(int rows, int width, bool whole, const DecodeMachine& machine);
-// For a pair of matrices, these outputs.
-bool decode_pair_fits(int rows, int outputs);
+// Whether two matrices can be a pair.
+bool decode_pair_fits(int rows, const Tensor& first, const Tensor& second);
 // Whether the next phase can take what the product leaves.
 bool decode_hands_on(int rows, const DecodeProduct& product);
 

@@ -132,6 +132,10 @@ __device__ inline void arrive(uint32_t* counter) {
   else
     asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
 }
+// By one thread, without an order: of pieces with tags, before they are there.
+__device__ inline void announce(uint32_t* counter) {
+  asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+}
 template <bool kOrdered>
 __device__ inline void await(const uint32_t* counter, int arrivals) {
   if (threadIdx.x == 0) {

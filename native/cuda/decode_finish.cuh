@@ -16,7 +16,7 @@ struct Finish {
   const float* globals;
   const float* squares;  // of x, where it is normalised
   bf16* kept;
-  float4 norm_weight;  // of the next norm, at the elements that this thread finishes first
+  const float4* norm_weight;  // of the next norm, at the elements that the block finishes
   Exchange to;
   const DecodePhase* next;  // null after the last phase
 };
@@ -30,6 +30,10 @@ struct Outputs {
   float factor, other_factor;
   void *y, *other_y;  // of a pair, gate and up
   enum class Next { nothing, floats, halves, rows, sum } next;
+  // For a sum: x before it, where among what is kept, and the next norm's weights.
+  int kept;
+  uint2 x;
+  float4 weight;
 };
 template <typename Rows>
 __device__ inline Outputs outputs_of(const DecodePhase& phase, const Share& share, int items, const Done* done,
@@ -46,6 +50,8 @@ __device__ inline Outputs outputs_of(const DecodePhase& phase, const Share& shar
            : f.next->kind != PhaseKind::product ? Outputs::Next::halves
            : kWhole && product.adds             ? Outputs::Next::sum
                                                 : Outputs::Next::rows;
+  float scale = Rows::kEpilogue;
+  if (phase.norm.weight) scale *= scale_of<Rows>(phase.norm, f.squares, row);
   if (which >= items) return o;
   const Done item = done[round * kWarps + which];
   const DecodeMatrix& m = product.matrix[item.matrix];
@@ -53,10 +59,13 @@ __device__ inline Outputs outputs_of(const DecodePhase& phase, const Share& shar
   const int output = item.group * (kElements >> pair) + r;
   o.count = min(kQuad, m.outputs - output), o.at = int64_t{row} * m.outputs + output;
   o.group = row * in_row + (share.item(round * kWarps + which) >> pair);
-  const float scale = phase.norm.weight ? Rows::kEpilogue * scale_of(phase.norm, f.squares, row) : Rows::kEpilogue;
   o.factor = scale * f.globals[item.matrix], o.other_factor = pair ? scale * f.globals[1] : 0;
   o.y = m.y, o.other_y = product.matrix[1].y;
   if (product.swapped) o.y = product.matrix[1].y, o.other_y = m.y;
+  if (kWhole && o.next == Outputs::Next::sum) {
+    o.kept = round * kWarps * rows * kElements + i * kQuad, o.x = quad(f.kept + o.kept);
+    o.weight = f.norm_weight[(round * kWarps + unit) * (kElements / kQuad) + q];
+  }
   return o;
 }
 
@@ -67,80 +76,101 @@ __device__ inline void store(void* y, int64_t at, const float (&v)[kQuad], int c
     if (j < count) static_cast<T*>(y)[at + j] = from_f32<T>(v[j]);
 }
 
-// A round's outputs from the sums of their warps, four lanes a group.
+// What the warps left of a quad, added in their order; of a pair, of the second matrix too. Read several at a time, so that
+// not each waits for the one before.
+__device__ inline void add_parts(float (&v)[kQuad], float (&other)[kQuad], const float* from, int parts, int apart,
+                                 bool pair) {
+  constexpr int kAtOnce = 4;
+#pragma unroll
+  for (int j = 0; j < kQuad; ++j) v[j] = other[j] = 0;
+#pragma unroll 1
+  for (int first = 0; first < parts; first += kAtOnce) {
+    float4 a[kAtOnce], b[kAtOnce];
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const float* const part = from + (first + k) * apart;
+      a[k] = b[k] = make_float4(0, 0, 0, 0);
+      if (first + k < parts) a[k] = *reinterpret_cast<const float4*>(part);
+      if (first + k < parts && pair) b[k] = *reinterpret_cast<const float4*>(part + kElements / 2);
+    }
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      v[0] += a[k].x, v[1] += a[k].y, v[2] += a[k].z, v[3] += a[k].w;
+      other[0] += b[k].x, other[1] += b[k].y, other[2] += b[k].z, other[3] += b[k].w;
+    }
+  }
+}
+
+// What the product as an op would leave.
+__device__ inline void leave_results(const DecodeProduct& product, const Outputs& o, const float (&v)[kQuad],
+                                     const float (&other)[kQuad], const float (&activated)[kQuad]) {
+  if (product.paired) {
+    if (o.y) store<bf16>(o.y, o.at, v, o.count);
+    if (o.other_y) store<bf16>(o.other_y, o.at, other, o.count);
+    if (product.activated) store<bf16>(product.activated, o.at, activated, o.count);
+  } else if (o.y) {
+    if (product.wide_output)
+      store<float>(o.y, o.at, v, o.count);
+    else
+      store<bf16>(o.y, o.at, v, o.count);
+  }
+}
+
+// A round's outputs from the sums of their warps, four lanes a group. First what the next phase waits for, then results.
 template <typename Rows>
 __device__ inline void finish(const DecodePhase& phase, const Share& share, int items, const float* sums, int rows,
                               int round, const Done* done, const Outputs& first, const Finish& f) {
   constexpr bool kWhole = Rows::kExactly > 0;
+  static_assert(!kWhole || kWarps * kWholeRows * (kElements / kQuad) <= kThreads);  // a thread has one quad at most
+  using Next = Outputs::Next;
   const DecodeProduct& product = phase.product;
   const int pair = share.pair, all = ((items + pair) >> pair) * rows * (kElements / kQuad);
 #pragma unroll 1
   for (int i = threadIdx.x; i < (all + 31) / 32 * 32; i += kThreads) {
-    const Outputs o = i < kThreads ? first : outputs_of<Rows>(phase, share, items, done, rows, round, i, f);
-    float v[kQuad] = {}, other[kQuad] = {};
-#pragma unroll 4
-    for (int w = 0; w < o.parts; ++w) {
-      const float* const from = sums + o.from + w * kElements * rows;
-      const float4 a = *reinterpret_cast<const float4*>(from);
-      v[0] += a.x, v[1] += a.y, v[2] += a.z, v[3] += a.w;
-      if (pair) {
-        const float4 b = *reinterpret_cast<const float4*>(from + kElements / 2);
-        other[0] += b.x, other[1] += b.y, other[2] += b.z, other[3] += b.w;
-      }
-    }
-    const bool inside = o.count > 0;
+    const Outputs o = kWhole || i < kThreads ? first : outputs_of<Rows>(phase, share, items, done, rows, round, i, f);
+    float v[kQuad], other[kQuad];
+    add_parts(v, other, sums + o.from, o.parts, kElements * rows, pair);
+    const bool inside = o.count > 0, in_parts = !kWhole && product.splits > 1;
+    float result[kQuad];  // of a pair, what comes of gate and up
 #pragma unroll
     for (int j = 0; j < kQuad; ++j) {
       v[j] *= o.factor;
-      // As the separate ops: gate and up are rounded before they meet.
-      if (pair) v[j] = rounded<bf16>(v[j]), other[j] = rounded<bf16>(other[j] * o.other_factor);
+      if (!in_parts && !product.wide_output) v[j] = rounded<bf16>(v[j]);
+      result[j] = v[j];
     }
     if (pair) {
-      if (product.swapped)
+      // As the separate ops: gate and up are rounded before they meet.
 #pragma unroll
-        for (int j = 0; j < kQuad; ++j) {
+      for (int j = 0; j < kQuad; ++j) {
+        other[j] = rounded<bf16>(other[j] * o.other_factor);
+        if (product.swapped) {
           const float up = v[j];
           v[j] = other[j], other[j] = up;
         }
-      if (inside && o.y) store<bf16>(o.y, o.at, v, o.count);
-      if (inside && o.other_y) store<bf16>(o.other_y, o.at, other, o.count);
-#pragma unroll
-      for (int j = 0; j < kQuad; ++j) v[j] = rounded<bf16>(__fdividef(v[j], 1.0f + __expf(-v[j])) * other[j]);
-      if (inside && product.activated) store<bf16>(product.activated, o.at, v, o.count);
-    } else if (kWhole || product.splits == 1) {
-      if (product.wide_output) {
-        if (inside && o.y) store<float>(o.y, o.at, v, o.count);
-      } else {
-#pragma unroll
-        for (int j = 0; j < kQuad; ++j) v[j] = rounded<bf16>(v[j]);
-        if (inside && o.y) store<bf16>(o.y, o.at, v, o.count);
+        result[j] = rounded<bf16>(__fdividef(v[j], 1.0f + __expf(-v[j])) * other[j]);
       }
     }
-    if (o.next == Outputs::Next::nothing) continue;
-    if (!kWhole && o.next == Outputs::Next::floats) {
+    if (!kWhole && o.next == Next::floats) {
       post_floats(f.to, static_cast<int>(blockIdx.x % product.splits) * rows * product.items + o.group, v, inside);
-    } else if (o.next == Outputs::Next::halves) {
-      post_halves<kWhole>(f.to, o.group, v, 0, inside);
-    } else {
-      float squares = 0;
-      if (kWhole && o.next == Outputs::Next::sum) {
-        bf16* const kept = f.kept + round * kWarps * rows * kElements + i * kQuad;
-        float x[kQuad] = {};
-        float4 weight = f.norm_weight;
-        if (inside) {
-          unpack4(x, quad(kept));
-          const DecodeNorm& norm = f.next->norm;
-          if (i >= kThreads || round > 0) weight = *reinterpret_cast<const float4*>(norm.weight + o.at % norm.width);
+    } else if (o.next == Next::halves) {
+      post_halves<kWhole>(f.to, o.group, result, 0, inside);
+    } else if (kWhole && o.next == Next::sum) {
+      float x[kQuad];
+      unpack4(x, o.x);
 #pragma unroll
-          for (int j = 0; j < kQuad; ++j) x[j] = rounded<bf16>(x[j] + v[j]);
-          quad(kept) = pack4(x);
-          if (norm.sum) quad(norm.sum + o.at) = pack4(x);
-        }
-        squares = squares_of_group(x);
-        v[0] = x[0] * weight.x, v[1] = x[1] * weight.y, v[2] = x[2] * weight.z, v[3] = x[3] * weight.w;
+      for (int j = 0; j < kQuad; ++j) x[j] = inside ? rounded<bf16>(x[j] + v[j]) : 0.0f;
+      const float squares = squares_of_group(x),
+                  y[kQuad] = {x[0] * o.weight.x, x[1] * o.weight.y, x[2] * o.weight.z, x[3] * o.weight.w};
+      Rows::post(f.to, o.group, y, squares, inside);
+      if (inside) {
+        quad(f.kept + o.kept) = pack4(x);
+        if (bf16* const sum = f.next->norm.sum) quad(sum + o.at) = pack4(x);
       }
-      Rows::post(f.to, o.group, v, squares, inside);
+    } else if (o.next == Next::rows) {
+      Rows::post(f.to, o.group, result, 0, inside);
     }
+    if (inside && !in_parts) leave_results(product, o, v, other, result);
+    if (kWhole) break;
   }
 }
 

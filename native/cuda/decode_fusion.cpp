@@ -24,7 +24,10 @@ bool overlap_in_memory(const Tensor& a, const Tensor& b) {
          b_begin < a_begin + a.elements() * element_bytes(a.dtype);
 }
 
-bool aligned(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.data) % 16 == 0; }
+// For copies of 16 bytes: of a weight, its scales too.
+bool aligned(const Tensor& t) {
+  return (reinterpret_cast<uintptr_t>(t.data) | reinterpret_cast<uintptr_t>(t.scale)) % 16 == 0;
+}
 
 }  // namespace
 
@@ -49,8 +52,7 @@ bool CudaBackend::continues(const Deferred& op) const {
     // The head's logits may be f32; the projections of a layer are not.
     if (n == 1) return aligned(op.t[1]) && (op.t[2].dtype == DType::bf16 || op.t[2].dtype == DType::f32);
     if (d[1].t[2].dtype != DType::bf16 || !streams(op.t[0], op.t[1], op.t[2])) return false;
-    return (n == 2 && op.t[1].rows() == d[1].t[1].rows() && op.t[1].data != d[1].t[1].data &&
-            decode_pair_fits(static_cast<int>(op.t[0].rows()), static_cast<int>(op.t[1].rows()))) ||
+    return (n == 2 && decode_pair_fits(static_cast<int>(op.t[0].rows()), d[1].t[1], op.t[1])) ||
            (n == 3 && d[2].kind == K::rotate) || (n == 5 && op.t[1].rows() == d[3].t[1].rows());
   }
   const int64_t rows = normed.rows();
@@ -198,15 +200,16 @@ DecodePhase& CudaBackend::add_phase(PhaseKind kind, int64_t rows) {
 
 // What the last phase left must be `x`; before a norm (kept: its x) it must be one product's result, and what norms keep
 // must be `kept`; and there must be room for more phases: otherwise a new chain begins, which reads x from memory.
-void CudaBackend::continue_chain(const Tensor& x, const Tensor& kept) {
-  constexpr int kRoom = 4;  // of half a layer and a join, phases as well as maps
+void CudaBackend::continue_chain(const Tensor& x, const Tensor& kept, int phases) {
+  constexpr int kMaps = 3;                     // of a product
+  if (chain_->rows > kWholeRows) phases += 2;  // a sum and a join
   if (chain_->phases == 0) return;
   const DecodePhase& last = chain_->phase[chain_->phases - 1];
   const bool may_add =
       kept_ && kept && same_place(kept, kept_) && last.kind == PhaseKind::product && last.product.matrices == 1;
   const bool goes_on =
       x && handed_on_ && same_place(x, handed_on_) && chain_->rows == x.rows() && (kept ? may_add : !open_);
-  if (!goes_on || chain_->phases + kRoom >= kChainPhases || chain_->mapped + kRoom > kChainMaps) run_chain();
+  if (!goes_on || chain_->phases + phases > kChainPhases || chain_->mapped + kMaps > kChainMaps) run_chain();
 }
 
 // Launches the chain; a result that is still in parts is joined first.
@@ -235,26 +238,25 @@ void CudaBackend::add_matrices(DecodeProduct& product, std::initializer_list<Pro
   DecodeChain& chain = *chain_;
   product.paired = paired, product.maps = chain.mapped;
   for (const auto& [weight, y] : projections)
-    product.matrix[product.matrices++] = {weight.scale, weight.global_scale, y, static_cast<int>(weight.rows())};
-  const auto map = [&](const Tensor& weight, const uint8_t* second) {
-    chain.maps[chain.mapped++] =
-        decode_map(weight.as<uint8_t>(), second, static_cast<int>(weight.rows()), static_cast<int>(weight.cols()));
+    product.matrix[product.matrices++] = {weight.global_scale, y, static_cast<int>(weight.rows())};
+  const auto map = [&](const Tensor& weight, const Tensor& second) {
+    chain.maps[chain.mapped++] = decode_maps(weight, second);
   };
   if (paired) {
     const Tensor &first = projections.begin()[0].weight, &second = projections.begin()[1].weight;
     product.swapped = second.as<uint8_t>() < first.as<uint8_t>();
     if (product.swapped) std::swap(product.matrix[0], product.matrix[1]);
-    map(product.swapped ? second : first, (product.swapped ? first : second).as<uint8_t>());
+    map(product.swapped ? second : first, product.swapped ? first : second);
   } else {
-    for (const auto& [weight, y] : projections) map(weight, nullptr);
+    for (const auto& [weight, y] : projections) map(weight, Tensor{});
   }
   product.items = decode_items(chain.rows, product);
 }
 
 // The norm at the head of a half and the product after it. Of few rows the product before sums up, of more a phase.
-DecodePhase& CudaBackend::add_norm_and_product(const Deferred& d) {
+DecodePhase& CudaBackend::add_norm_and_product(const Deferred& d, int phases) {
   const Tensor &x = d.t[0], &branch = d.t[1], &sum = d.t[3], &y = d.t[4], &rstd = d.t[5];
-  continue_chain(branch, x);
+  continue_chain(branch, x, phases);
   DecodeNorm norm{};
   norm.width = static_cast<int>(x.cols()), norm.eps = d.eps, norm.weight = d.t[2].f32();
   norm.x = x.as<bf16>(), norm.branch = branch.as<bf16>();
@@ -293,7 +295,7 @@ bool CudaBackend::may_split(const Tensor& y, int64_t width) {
 
 // y = x·Wᵀ as a phase, its width split over blocks where that pays. y is then open until a norm or a join takes it.
 void CudaBackend::add_product(const Tensor& x, const Tensor& weight, const Tensor& y) {
-  continue_chain(x, Tensor{});
+  continue_chain(x, Tensor{}, 1);
   if (chain_->phases == 0) {
     DecodeNorm& plain = add_phase(PhaseKind::sum, y.rows()).norm;
     plain.x = x.as<bf16>(), plain.width = static_cast<int>(x.cols());
@@ -315,7 +317,7 @@ void CudaBackend::run_attention_half(const std::vector<Deferred>& d) {
   if (chain_->past && (std::memcmp(&chain_->frequencies, &f, sizeof f) != 0 || chain_->positions != positions ||
                        chain_->past != past || chain_->attend_from != attend_from))
     run_chain();
-  DecodeProduct& product = add_norm_and_product(d[0]).product;
+  DecodeProduct& product = add_norm_and_product(d[0], 2).product;
   add_matrices(product, {{d[1].t[1], nullptr}, {d[3].t[1], nullptr}, {d[5].t[1], nullptr}});
 
   const AttentionShape& shape = d[7].shape;
@@ -336,7 +338,7 @@ void CudaBackend::run_attention_half(const std::vector<Deferred>& d) {
 
 void CudaBackend::run_mlp_half(const std::vector<Deferred>& d) {
   const Tensor &gate = d[1].t[2], &up = d[2].t[2], &activated = d[3].t[2], &out = d[4].t[2];
-  DecodeProduct& product = add_norm_and_product(d[0]).product;
+  DecodeProduct& product = add_norm_and_product(d[0], 1).product;
   product.activated = activated.as<bf16>();
   add_matrices(product, {{d[1].t[1], gate.data}, {d[2].t[1], up.data}}, true);
   written({d[0].t[4], d[0].t[5], gate, up, activated});
@@ -346,7 +348,7 @@ void CudaBackend::run_mlp_half(const std::vector<Deferred>& d) {
 
 void CudaBackend::run_norm_and_linear(const std::vector<Deferred>& d) {
   const Tensor &weight = d[1].t[1], &y = d[1].t[2];
-  DecodeProduct& product = add_norm_and_product(d[0]).product;
+  DecodeProduct& product = add_norm_and_product(d[0], 1).product;
   add_matrices(product, {{weight, y.data}}), product.wide_output = y.dtype == DType::f32;
   written({d[0].t[4], d[0].t[5], y});
   handed_on_ = y.dtype == DType::bf16 && decode_hands_on(chain_->rows, product) ? y : Tensor{};

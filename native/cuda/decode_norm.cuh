@@ -97,44 +97,61 @@ __device__ inline void sum_rows(const DecodeNorm& norm, bool first, const Exchan
     });
 }
 
+// Partial sums of squares a row, which whoever needs the norm's scale adds up.
+template <typename Rows>
+constexpr int kSquares = Rows::kExactly ? kThreads / kGroupPieces : 1;
+
 // The rows of a product's x, the block's share of their width, from the phase before: piece by piece where rows are few.
-// squares: [rows][kWarps], parts of the sums of squares, where the product's x is normalised.
+// squares: [rows][kSquares], where the product's x is normalised.
+template <typename Rows, int kAtOnce>
+__device__ inline void stage_at_once(const uint4* from, uint32_t tag, int left, uint32_t* digits, uint32_t* scales,
+                                     float& square) {
+  uint4 v[kAtOnce];
+  for (;;) {
+    bool arrived = true;
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      v[j] = make_uint4(0, 0, 0, tag);
+      if (j * kThreads < left) v[j] = peek(from + j * kThreads);
+    }
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) arrived &= v[j].w == tag;
+    if (arrived) break;
+    __nanosleep(kPollPause);
+  }
+#pragma unroll
+  for (int j = 0; j < kAtOnce; ++j) {
+    if (j * kThreads >= left) continue;
+    uint32_t* const to = digits + j * Rows::kTilesApart * (Rows::kTileBytes / 4);
+    to[0] = v[j].x, to[4] = v[j].y;
+    if (threadIdx.x % 4 == 0) scales[j * (kThreads / kGroupPieces)] = v[j].z;
+    square += __uint_as_float(v[j].z);
+  }
+}
 template <typename Rows>
 __device__ inline void stage_pieces(const DecodePhase& phase, const Exchange& source, const Share& share, uint8_t* x,
                                     float* squares) {
-  constexpr int kAtOnce = 4, kTilePieces = Rows::kTile / kQuad, kRows = Rows::kExactly;
-  const int in_share = share.tiles * kTilePieces, first_piece = share.first_tile * kTilePieces,
-            in_row = phase.product.width / kQuad, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  Rows::clear(x, threadIdx.x, kThreads);
+  constexpr int kFew = 2, kMany = 5;
+  const int thread = threadIdx.x, in_share = share.tiles * (Rows::kTile / kQuad),
+            first_piece = share.first_tile * (Rows::kTile / kQuad), in_row = phase.product.width / kQuad;
 #pragma unroll
-  for (int row = 0; row < kRows; ++row) {
+  for (int row = 0; row < Rows::kExactly; ++row) {
     float square = 0;
-#pragma unroll 1
-    for (int first = threadIdx.x; first < in_share; first += kThreads * kAtOnce) {
-      uint4 v[kAtOnce];
-      for (;;) {
-        bool arrived = true;
-#pragma unroll
-        for (int j = 0; j < kAtOnce; ++j) {
-          const int i = first + j * kThreads, piece = first_piece + i;
-          v[j] = make_uint4(0, 0, 0, source.tag);
-          if (i < in_share && piece < in_row) v[j] = peek(source.slot + row * in_row + piece);
-          arrived &= v[j].w == source.tag;
-        }
-        if (arrived) break;
-        __nanosleep(kPollPause);
-      }
-#pragma unroll
-      for (int j = 0; j < kAtOnce; ++j) {
-        const int i = first + j * kThreads;
-        if (i < in_share) Rows::stage(x, share.tiles, row, i, v[j]);
-        if (i % 4 == 1) square += __uint_as_float(v[j].z);
+    for (int begin = 0; begin < in_share;) {
+      const int piece = begin + thread, left = in_share - piece;
+      const uint4* const from = source.slot + row * in_row + first_piece + piece;
+      uint32_t *const digits = Rows::digits_of(x, share.tiles, row, piece), *const scales = Rows::scale_place(
+                                                                                x, share.tiles, row, piece);
+      if (in_share - begin <= kFew * kThreads) {
+        stage_at_once<Rows, kFew>(from, source.tag, left, digits, scales, square);
+        begin += kFew * kThreads;
+      } else {
+        stage_at_once<Rows, kMany>(from, source.tag, left, digits, scales, square);
+        begin += kMany * kThreads;
       }
     }
-    if (phase.norm.weight) {
-      square = warp_sum(square);
-      if (lane == 0) squares[row * kWarps + warp] = square;
-    }
+    // The second piece of each group has its sum of squares.
+    if (thread % kGroupPieces == 1) squares[row * kSquares<Rows> + thread / kGroupPieces] = square;
   }
 }
 // The same by the copy engine, whole rows at a time.
@@ -145,7 +162,7 @@ __device__ inline void copy_row(uint32_t to, const char* from, int bytes, uint32
 }
 template <typename Rows>
 __device__ inline void stage_rows(const DecodePhase& phase, const Exchange& source, int rows, const Share& share,
-                                  uint8_t* x, float* squares, uint32_t barrier, uint32_t& parity) {
+                                  uint8_t* x, float* squares, uint32_t barrier, uint32_t parity) {
   const int groups = phase.product.width / kElements, bytes = share.tiles * Rows::kTileBytes, lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
     asm volatile("fence.proxy.async;" ::: "memory");  // others wrote what is read by the copy engine
@@ -161,19 +178,25 @@ __device__ inline void stage_rows(const DecodePhase& phase, const Exchange& sour
 #pragma unroll 4
       for (int g = lane; g < groups; g += 32) square += __ldcg(Rows::numbers(source) + row * groups + g);
       square = warp_sum(square);
-      if (lane < kWarps) squares[row * kWarps + lane] = lane ? 0 : square;
+      if (lane == 0) squares[row] = square;
     }
   barrier_wait(barrier, parity);
-  parity ^= 1;
 }
 
-// 1 / rms of a row from what stage_rows left, of whole rows.
+// 1 / rms of a row from what staging left, by whole warps; lanes may ask for different rows.
+template <typename Rows>
 __device__ inline float scale_of(const DecodeNorm& norm, const float* squares, int row) {
   float total = 0;
+  if constexpr (Rows::kExactly) {
+    static_assert(kSquares<Rows> == 32 * 4);
 #pragma unroll
-  for (int i = 0; i < kWarps; i += 4) {
-    const float4 v = *reinterpret_cast<const float4*>(squares + row * kWarps + i);
-    total += v.x + v.y + (v.z + v.w);
+    for (int r = 0; r < Rows::kExactly; ++r) {
+      const float4 v = reinterpret_cast<const float4*>(squares + r * kSquares<Rows>)[threadIdx.x % 32];
+      const float sum = warp_sum(v.x + v.y + (v.z + v.w));
+      if (r == row) total = sum;
+    }
+  } else {
+    total = squares[row];
   }
   return rsqrtf(__fdividef(total, static_cast<float>(norm.width)) + norm.eps);
 }
@@ -182,18 +205,24 @@ __device__ inline float scale_of(const DecodeNorm& norm, const float* squares, i
 template <typename Rows>
 __device__ inline void leave_norm(const DecodeNorm& norm, const Exchange& source, const float* squares, int rows,
                                   int groups_of_product) {
-  if (norm.rstd && blockIdx.x == 0 && threadIdx.x < static_cast<unsigned>(rows))
-    norm.rstd[threadIdx.x] = scale_of(norm, squares, threadIdx.x);
+  if (norm.rstd && blockIdx.x == 0 && threadIdx.x < 32) {
+    const int row = threadIdx.x;
+    const float scale = scale_of<Rows>(norm, squares, min(row, rows - 1));
+    if (row < rows) norm.rstd[row] = scale;
+  }
   if (!norm.normed_out) return;
   const int in_row = norm.width / kQuad, blocks = min(static_cast<int>(gridDim.x), groups_of_product);
 #pragma unroll 1
-  for (int i = threadIdx.x * blocks + blockIdx.x; i < rows * in_row; i += kThreads * blocks) {
-    float v[kQuad];
-    Rows::read(v, source, i / 4, i % 4);
-    const float scale = scale_of(norm, squares, i / in_row);
+  for (int row = 0; row < rows; ++row) {
+    const float scale = scale_of<Rows>(norm, squares, row);
+#pragma unroll 1
+    for (int i = threadIdx.x * blocks + blockIdx.x; i < in_row; i += kThreads * blocks) {
+      float v[kQuad];
+      Rows::read(v, source, row * (in_row / 4) + i / 4, i % 4);
 #pragma unroll
-    for (int j = 0; j < kQuad; ++j) v[j] *= scale;
-    quad(norm.normed_out + i * kQuad) = pack4(v);
+      for (int j = 0; j < kQuad; ++j) v[j] *= scale;
+      quad(norm.normed_out + int64_t{row} * norm.width + i * kQuad) = pack4(v);
+    }
   }
 }
 

@@ -16,11 +16,6 @@ __device__ inline uint4 shared_load(uint32_t address) {
   asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address));
   return v;
 }
-__device__ inline uint32_t shared_load_u32(uint32_t address) {
-  uint32_t v;
-  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address));
-  return v;
-}
 // What a lane reads of a tile, of its rows g and g + 8: of unit `unit` the codes, pieces 2c + unit; the scales of all its
 // four blocks, of both units.
 template <typename Tiles>
@@ -253,15 +248,18 @@ struct RowsInt8 {
       decode::post<true>(to, group * kGroupPieces + k, bytes(high), bytes(low),
                          __float_as_uint(k ? extra : largest * (0x1p100f / kLargest)));
   }
-  // Keeps a piece of the share's row.
-  __device__ static void stage(uint8_t* x, int tiles, int row, int piece, const uint4& v) {
+  // Keeps a piece of the share's row: where its digits are, and the scale of its block.
+  __device__ static uint32_t* digits_of(uint8_t* x, int tiles, int row, int piece) {
     uint8_t* const base = x + kFront + row * row_bytes(tiles);
     const int block = piece / 4, k = piece % 4;
-    uint32_t* const to =
-        reinterpret_cast<uint32_t*>(base + block / 16 * kTileBytes + block % 4 * kBlockBytes + block / 4 % 4 * 32) + k;
-    to[0] = v.x, to[4] = v.y;
-    if (k == 0) reinterpret_cast<uint32_t*>(base + tiles * kTileBytes)[block] = v.z;
+    return reinterpret_cast<uint32_t*>(base + block / 16 * kTileBytes + block % 4 * kBlockBytes + block / 4 % 4 * 32) +
+           k;
   }
+  __device__ static uint32_t* scale_place(uint8_t* x, int tiles, int row, int piece) {
+    return reinterpret_cast<uint32_t*>(x + kFront + row * row_bytes(tiles) + tiles * kTileBytes) + piece / 4;
+  }
+  static_assert(kThreads % (kTile / kQuad) == 0);  // pieces so far apart lie kTilesApart tiles apart
+  static constexpr int kTilesApart = kThreads / (kTile / kQuad);
   // Four elements of what was handed on.
   __device__ static void read(float (&v)[kQuad], const Exchange& from, int group, int quad) {
     uint4 first[1], piece[1];
@@ -273,8 +271,10 @@ struct RowsInt8 {
       v[j] = static_cast<float>(digit(piece[0].x, j) * 128 + digit(piece[0].y, j)) *
              (__uint_as_float(first[0].z) * 0x1p-100f);
   }
-  __device__ static void clear(uint8_t* x, int thread, int threads) {
-    for (int i = thread; i < kFront / 4; i += threads)
+  // What stands in front of all rows.
+  __device__ static void clear(uint8_t* x) {
+    const int i = threadIdx.x;
+    if (i < kFront / 4)
       reinterpret_cast<uint32_t*>(x)[i] =
           i >= kZeros / 4 && i < kZeros / 4 + Decoder::kWords ? Decoder::word(i - kZeros / 4) : 0;
   }

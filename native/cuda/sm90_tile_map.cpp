@@ -61,15 +61,15 @@ CUtensorMap tile_map(const void* data, int64_t columns, int64_t rows, int64_t ba
                   CU_TENSOR_MAP_SWIZZLE_128B});
 }
 
-CUtensorMap codes_map(const void* data, int64_t row_bytes, int64_t rows, int64_t apart) {
+CUtensorMap group_map(const void* data, int64_t row_bytes, int64_t rows, int64_t apart, int box_bytes) {
   const bool pair = apart > 0;
   return encoded({data,
                   CU_TENSOR_MAP_DATA_TYPE_UINT8,
                   {row_bytes, rows, pair ? 2 : 1},
-                  {128, pair ? 8 : 16, pair ? 2 : 1},
+                  {box_bytes, pair ? 8 : 16, pair ? 2 : 1},
                   {row_bytes, pair ? apart : row_bytes * rows},
                   3,
-                  CU_TENSOR_MAP_SWIZZLE_128B});
+                  box_bytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE});
 }
 
 }  // namespace q4::gpu::sm90

@@ -1,0 +1,170 @@
+// How the products of a decode chain are dealt out: to blocks by groups of rows of W, in a block to warps by tiles.
+#pragma once
+#include "cuda/decode_chain.h"
+
+namespace q4::gpu::decode {
+
+// Those that compute, and with them some that have the weights brought (four, because registers are given to that many).
+constexpr int kWarps = 16, kThreads = kWarps * 32, kBringers = 4, kBlockThreads = kThreads + kBringers * 32;
+// Registers: of 96 a thread, which so many threads may have in the beginning, those that compute take what others leave.
+constexpr int kComputeRegisters = 112, kBringRegisters = 32;
+static_assert(kWarps * kComputeRegisters + kBringers * kBringRegisters <= (kWarps + kBringers) * 96);
+
+constexpr int kUnit = 128;  // inputs of a step of a product
+
+// Of those that compute.
+__device__ inline void block_sync() { asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory"); }
+
+// Tiles of W: kGroup rows (of a pair, half of them of each matrix) and kTile inputs. In shared memory the codes lie row
+// by row, 128 bytes each, swizzled by the copy engine: piece q of row r, 16 bytes, is where q ^ r % 8 would be.
+template <int kGroup_, int kTile_>
+struct Tiles {
+  static constexpr int kGroup = kGroup_, kTile = kTile_;
+  static constexpr int kRow = kTile / 2, kScales = kTile / 16;  // bytes of a row's codes and scales
+  static constexpr int kCodes = kGroup * kRow, kAllScales = kGroup * kScales;
+  static_assert(kRow == 128 && kScales == 16 && kGroup % 16 == 0);
+  __device__ static uint32_t place(int r, int q) { return r * kRow + (q ^ (r & 7)) * 16; }
+};
+
+// What a block computes of a product: tiles [first_tile, +tiles) of the width, of `count` items.
+struct Share {
+  int first_tile, tiles, first_item, step, count;
+  int pair;                       // 1: two neighbouring items at a time, which together have sixteen outputs
+  uint32_t per_tile;              // n / tiles = n · per_tile >> 20, for the n that occur here
+  int done;                       // where its items are in the list of what is to be finished
+  uint16_t segments[kWarps + 1];  // where those of each warp begin, in the list of all
+
+  __device__ int item(int i) const { return (first_item + (i >> pair) * step << pair) | (i & pair); }
+  __device__ int item_of_tile(int n) const { return static_cast<int>(static_cast<uint32_t>(n) * per_tile >> 20); }
+  // A round is up to kWarps items.
+  __device__ int items(int round) const { return min(kWarps, count - round * kWarps); }
+  __device__ int rounds() const { return (count + kWarps - 1) / kWarps; }
+};
+
+template <typename Tiles>
+__device__ inline void share_out(Share& share, const DecodeProduct& product) {
+  const int pieces = product.splits, per_piece = static_cast<int>(gridDim.x) / pieces, piece = blockIdx.x % pieces,
+            place = blockIdx.x / pieces;
+  const int all = (product.width + Tiles::kTile - 1) / Tiles::kTile, first = all * piece / pieces;
+  const int tiles = all * (piece + 1) / pieces - first, pair = product.paired ? 1 : 0,
+            groups = (product.items + pair) >> pair;
+  int count = place < per_piece && place < groups ? ((groups - place + per_piece - 1) / per_piece) << pair : 0;
+  // The last group of all may be half of one.
+  if (count && (product.items & pair) && (groups - 1 - place) % per_piece == 0) --count;
+  share.first_tile = first, share.tiles = tiles, share.first_item = place, share.step = per_piece, share.count = count;
+  share.pair = pair, share.per_tile = ((1u << 20) + tiles - 1) / max(1, tiles), share.done = product.done;
+}
+
+// The tiles of a round's items are dealt to the warps in order, in equal numbers; where they cannot be equal the first
+// have one less: those finish the outputs.
+struct Range {
+  int begin, end;  // end > begin where the warp has work
+};
+__device__ inline Range range_of(const Share& share, int round, int warp) {
+  const int total = share.items(round) * share.tiles;
+  if (total < kWarps) return {min(warp, total), min(warp + 1, total)};
+  const int each = total / kWarps, with_less = kWarps - total % kWarps, begin = each * warp + max(0, warp - with_less);
+  return {begin, begin + each + (warp >= with_less)};
+}
+// The warp that has tile n of a round.
+__device__ inline int warp_of_tile(int n, int total) {
+  if (total < kWarps) return n;
+  const int each = total / kWarps, with_less = kWarps - total % kWarps;
+  return n < each * with_less ? n / each : with_less + (n - each * with_less) / (each + 1);
+}
+
+// Which matrix and which of its groups of rows item `i` of a product is.
+struct Item {
+  int matrix, group;
+};
+template <typename Tiles>
+__device__ inline Item item_of(const DecodeProduct& product, int i) {
+  int matrix = 0;
+  if (!product.paired)
+    for (; matrix + 1 < product.matrices; ++matrix) {
+      const int groups = (product.matrix[matrix].outputs + Tiles::kGroup - 1) / Tiles::kGroup;
+      if (i < groups) break;
+      i -= groups;
+    }
+  return {matrix, i};
+}
+
+// Tiles of one item in a row, for one warp: which it multiplies and leaves the sums of. A warp has at least one in every
+// round, if without tiles.
+struct alignas(8) Segment {
+  uint8_t tile, count;           // of the share's
+  uint8_t which;                 // item of the round
+  uint8_t matrix : 7, last : 1;  // last: of the round
+  int group;
+};
+constexpr int kMostTiles = 128;  // of a share
+
+// By one warp: what each of all kWarps does, in lists one after the other, from place `first` on.
+template <typename Tiles>
+__device__ inline void list_segments(Share& share, const DecodeProduct& product, int first, Segment* segments) {
+  const int lane = threadIdx.x % 32, rounds = share.rounds();
+  int count = 0;
+  if (lane < kWarps)
+    for (int round = 0; round < rounds; ++round) {
+      const Range range = range_of(share, round, lane);
+      count += range.begin == range.end ? 1 : share.item_of_tile(range.end - 1) - share.item_of_tile(range.begin) + 1;
+    }
+  int end = count;
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const int before = __shfl_up_sync(0xffffffffu, end, offset);
+    if (lane >= offset) end += before;
+  }
+  if (lane == 0) share.segments[0] = static_cast<uint16_t>(first);
+  if (lane >= kWarps) return;
+  share.segments[lane + 1] = static_cast<uint16_t>(first + end);
+  Segment* to = segments + first + end - count;
+  for (int round = 0; round < rounds; ++round) {
+    const Range range = range_of(share, round, lane);
+    int at = range.begin, which = share.item_of_tile(at);
+    if (at == range.end) *to++ = {0, 0, 0, 0, 1, 0};
+    for (; at < range.end; ++which) {
+      const int tile = at - which * share.tiles, tiles = min(share.tiles - tile, range.end - at);
+      const Item item = item_of<Tiles>(product, share.item(round * kWarps + which));
+      at += tiles;
+      *to++ = {static_cast<uint8_t>(tile),
+               static_cast<uint8_t>(tiles),
+               static_cast<uint8_t>(which),
+               static_cast<uint8_t>(item.matrix),
+               at == range.end,
+               item.group};
+    }
+  }
+}
+
+// An item whose warps have left their sums: how many, where the first did, and which outputs they are.
+struct Done {
+  uint16_t first;
+  uint8_t parts, matrix;
+  int group;
+};
+
+// The items of a share, by all threads that compute.
+template <typename Tiles>
+__device__ inline void list_done(const Share& share, const DecodeProduct& product, Done* done) {
+#pragma unroll 1
+  for (int i = threadIdx.x; i < share.count; i += kThreads) {
+    const int round = i / kWarps, which = i % kWarps, total = share.items(round) * share.tiles;
+    const int first = warp_of_tile(which * share.tiles, total),
+              last = warp_of_tile((which + 1) * share.tiles - 1, total);
+    const Item item = item_of<Tiles>(product, share.item(i));
+    done[share.done + i] = {static_cast<uint16_t>(which + first), static_cast<uint8_t>(last - first + 1),
+                            static_cast<uint8_t>(item.matrix), item.group};
+  }
+}
+
+// The phases of a chain, in shared memory: reading them from the kernel's parameters would miss the constant cache in
+// every phase anew.
+struct Table {
+  const DecodePhase* phase;
+  const Share* share;  // of this block, by DecodeProduct::shape
+  const Segment* segments;
+  int phases, rows;
+};
+
+}  // namespace q4::gpu::decode
