@@ -128,13 +128,21 @@ __device__ inline void prefetch(const DecodeAttention& call, int rows, const Seq
 // The phases and what attentions share, from the kernel's parameters to shared memory.
 template <typename Tiles>
 __device__ inline void copy_parameters(const DecodeChain& chain, const Layout& layout) {
+  // Several at a time, and by generic loads: the constant cache takes one at a time.
+  constexpr int kAtOnce = 8;
   uint32_t* const to = &place<uint32_t>(layout.table);
   const char* const from = reinterpret_cast<const char*>(chain.phase);
+  const int words = chain.phases * static_cast<int>(sizeof(DecodePhase) / 4);
 #pragma unroll 1
-  for (int i = threadIdx.x; i < chain.phases * static_cast<int>(sizeof(DecodePhase) / 4); i += kThreads)
-    asm volatile("ld.u32 %0, [%1];"
-                 : "=r"(to[i])
-                 : "l"(from + i * 4));  // generic: the constant cache takes one at a time
+  for (int first = threadIdx.x; first < words; first += kThreads * kAtOnce) {
+    uint32_t word[kAtOnce];
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k)
+      asm volatile("ld.u32 %0, [%1];" : "=r"(word[k]) : "l"(from + min(first + k * kThreads, words - 1) * 4));
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k)
+      if (first + k * kThreads < words) to[first + k * kThreads] = word[k];
+  }
   Sequences& sequences = place<Sequences>(layout.sequences);
   if (chain.past) {
     if (threadIdx.x < static_cast<unsigned>(chain.rows)) {

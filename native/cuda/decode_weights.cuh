@@ -108,6 +108,7 @@ class WeightStream {
   }
   // For who goes on after the next meeting of the block.
   __device__ void keep() const {
+    __syncwarp();  // all lanes have read it
     if (threadIdx.x % 32 == 0) shared_store(rings_.at(threadIdx.x / 32), static_cast<uint32_t>(at_) << 1 | parity_);
   }
 
