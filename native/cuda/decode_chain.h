@@ -1,4 +1,4 @@
-// A decode step as a chain of phases that one persistent kernel runs: decode_chain.cu. One to sixteen rows (a token each).
+// A decode step as a chain of phases that one persistent kernel runs: decode_phases.cuh. One to sixteen rows (a token each).
 #pragma once
 #include <cuda.h>
 

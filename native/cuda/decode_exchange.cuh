@@ -2,7 +2,7 @@
 // phase had. Who needs a piece reads it until the tag is right. That takes one trip to the second-level cache each way;
 // results, a fence, a count of blocks and reading the results take twice that. (As NCCL's low-latency protocol does.)
 // Sixteen neighbouring elements of a row are a group of whole sectors: four pieces of what the products of the next phase
-// take (decode_rows.cuh) or of bf16 (two words each), each with a third word for something else.
+// take (decode_rows.cuh), each with a third word for something else, or of bf16 (two words each).
 // Of more rows whole rows are handed on, or, by a product whose width is split, floats, once for every piece of the width:
 // without tags, after a fence.
 #pragma once
@@ -72,10 +72,9 @@ __device__ inline void collect(uint4 (&v)[kCount], const uint4* from, uint32_t t
 
 // Four neighbouring lanes have the elements of one group each, four a lane: called by whole warps, stored where `inside`.
 template <bool kCopies>
-__device__ inline void post_halves(const Exchange& to, int group, const float (&v)[kQuad], float extra, bool inside) {
+__device__ inline void post_halves(const Exchange& to, int group, const float (&v)[kQuad], bool inside) {
   if (inside)
-    post<kCopies>(to, group * kGroupPieces + threadIdx.x % 4, pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]),
-                  __float_as_uint(extra));
+    post<kCopies>(to, group * kGroupPieces + threadIdx.x % 4, pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), 0);
 }
 // Sums over a piece of a width, which are handed on without tags.
 __device__ inline char* rows_in(const Exchange& e) { return reinterpret_cast<char*>(e.slot) + kTaggedBytes; }
@@ -122,6 +121,10 @@ __device__ inline void grid_sync(uint32_t* counter) {
 // What the blocks have left of a phase is waited for in two steps: a thread looks at their number, which is only a hint,
 // as nothing orders it after what they left, and then all look at the pieces' tags. Looking at all pieces all the time
 // would keep the second-level cache from those that still work.
+// By one thread; the hint may be given before the pieces are there.
+__device__ inline void announce(uint32_t* counter) {
+  asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+}
 // kOrdered: where rows come without tags, the number is more than a hint.
 template <bool kOrdered>
 __device__ inline void arrive(uint32_t* counter) {
@@ -130,11 +133,7 @@ __device__ inline void arrive(uint32_t* counter) {
   if (kOrdered)
     asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
   else
-    asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
-}
-// By one thread, without an order: of pieces with tags, before they are there.
-__device__ inline void announce(uint32_t* counter) {
-  asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+    announce(counter);
 }
 template <bool kOrdered>
 __device__ inline void await(const uint32_t* counter, int arrivals) {

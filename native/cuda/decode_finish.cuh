@@ -153,7 +153,7 @@ __device__ inline void finish(const DecodePhase& phase, const Share& share, int 
     if (!kWhole && o.next == Next::floats) {
       post_floats(f.to, static_cast<int>(blockIdx.x % product.splits) * rows * product.items + o.group, v, inside);
     } else if (o.next == Next::halves) {
-      post_halves<kWhole>(f.to, o.group, result, 0, inside);
+      post_halves<kWhole>(f.to, o.group, result, inside);
     } else if (kWhole && o.next == Next::sum) {
       float x[kQuad];
       unpack4(x, o.x);

@@ -66,7 +66,8 @@ __device__ inline T& place(int offset) {
   return *reinterpret_cast<T*>(shared_memory() + offset);
 }
 
-// Says once, where asked, that this block's part of the product is about to be handed on.
+// The block's share of a product, from x in shared memory to what is handed on. arrived: where given, the count that is told
+// before the last outputs are finished.
 template <typename Rows, int kDepth, typename FinishOf>
 __device__ inline void multiply_phase(const DecodePhase& phase, int rows, const Share& share, const Segment* segment,
                                       const Done* done, const uint8_t* x, const Layout& layout,
@@ -195,6 +196,7 @@ __device__ inline void fetch_norm_weight(const DecodeNorm& norm, const Share& sh
 #pragma unroll 1
   for (int i = threadIdx.x; i < share.count * (kElements / kQuad); i += kThreads)
     copy_async(shared_address(to + i), norm.weight + share.item(i / 4) * kElements + i % 4 * kQuad, true);
+  copy_commit();
 }
 
 // What those that compute do.
@@ -218,9 +220,11 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
                    from = copy_of<kWhole>(exchange_of(chain, common.first_tag, p - 1));
     bf16* const kept = &place<bf16>(layout.kept);
     uint32_t* const arrived = chain.counters + 3 + p;
-    // Nobody waits for the last phase, and its count would come too late to be set back.
+    // A count that nobody waits for, of the last phase, or before an attention that looks at tags alone, might come too late
+    // to be set back.
+    const bool awaited = !last && !(kWhole && table.phase[p + 1].kind == PhaseKind::attention);
     const auto arrive_here = [&] {
-      if (!last) arrive<!kWhole>(arrived);
+      if (awaited) arrive<!kWhole>(arrived);
     };
     const auto await_before = [&] { await<!kWhole>(arrived - 1, table.phase[p - 1].arrivals); };
     if (phase.kind == PhaseKind::attention) {
@@ -242,15 +246,19 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
         else
           stage_rows<Rows>(phase, from, rows, share, x, squares, shared_address(&common.rows_barrier),
                            common.rows_parity);
-        asm volatile("cp.async.wait_all;" ::: "memory");
+        copy_wait<0>();
         block_sync();
         if (!kWhole && threadIdx.x == 0) common.rows_parity ^= 1;
-        // What the norm leaves is read from what this phase took: others may write there once all have said that they go on.
-        const bool early = kWhole && !(phase.norm.weight && phase.norm.normed_out);
+        const auto leave_norm_here = [&] {
+          if (phase.norm.weight)
+            leave_norm<Rows>(phase.norm, from, squares, rows, (phase.product.items + share.pair) >> share.pair);
+        };
+        // What it reads may be written over once others have what this block makes of it, or, of more rows, its arrival.
+        if constexpr (kWhole) leave_norm_here();
         const Rings<typename Rows::Tiles, kDepth> rings{shared_address(shared_memory())};
         multiply_phase<Rows, kDepth>(phase, rows, share, table.segments + share.segments[threadIdx.x / 32],
                                      &place<Done>(layout.done) + share.done, x, layout, rings,
-                                     early && !last ? arrived : nullptr, [&] {
+                                     kWhole && awaited ? arrived : nullptr, [&] {
                                        return Finish{&place<float>(layout.globals) + p * 3,
                                                      squares,
                                                      kept,
@@ -258,9 +266,7 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
                                                      exchange_of(chain, place<Common>(layout.common).first_tag, p),
                                                      last ? nullptr : &phase + 1};
                                      });
-        if (phase.norm.weight)
-          leave_norm<Rows>(phase.norm, from, squares, rows, (phase.product.items + share.pair) >> share.pair);
-        if (!early) arrive_here();
+        if constexpr (!kWhole) leave_norm_here(), arrive_here();
       }
     } else {
       const DecodePhase& before = table.phase[max(p, 1) - 1];

@@ -248,7 +248,7 @@ struct RowsInt8 {
       decode::post<true>(to, group * kGroupPieces + k, bytes(high), bytes(low),
                          __float_as_uint(k ? extra : largest * (0x1p100f / kLargest)));
   }
-  // Keeps a piece of the share's row: where its digits are, and the scale of its block.
+  // Where a piece of the share's row is kept: its digits, and the scale of its block.
   __device__ static uint32_t* digits_of(uint8_t* x, int tiles, int row, int piece) {
     uint8_t* const base = x + kFront + row * row_bytes(tiles);
     const int block = piece / 4, k = piece % 4;

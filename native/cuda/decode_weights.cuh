@@ -1,5 +1,5 @@
 // NVFP4 weights on their way to the products of a decode chain. Every warp that computes has a ring of its own in shared
-// memory, with the tiles that it will multiply, in order, across items and phases. A warp that does nothing else has the
+// memory, with the tiles that it will multiply, in order, across items and phases. Warps that do nothing else have the
 // rings filled by the copy engine: weights do not depend on what is computed, so that memory is read without a pause while
 // the blocks wait for each other. (Were warps to ask for their own tiles, that took as long as multiplying them; and loads
 // of theirs would stand in the same queue as what a phase waits for.)

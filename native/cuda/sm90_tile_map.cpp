@@ -61,6 +61,7 @@ CUtensorMap tile_map(const void* data, int64_t columns, int64_t rows, int64_t ba
                   CU_TENSOR_MAP_SWIZZLE_128B});
 }
 
+// 16 rows, or 8 of each of two matrices: of codes (128 bytes, swizzled) or of scales.
 CUtensorMap group_map(const void* data, int64_t row_bytes, int64_t rows, int64_t apart, int box_bytes) {
   const bool pair = apart > 0;
   return encoded({data,
