@@ -6,13 +6,15 @@
 
 namespace q4::gpu {
 namespace sm90 {
-CUtensorMap group_map(const void* data, int64_t row_bytes, int64_t rows, int64_t apart, int box_bytes);
+CUtensorMap code_map(const void* data, int64_t row_bytes, int64_t rows, int64_t apart, int lines);
+CUtensorMap scale_map(const void* data, int64_t row_bytes, int64_t rows, int64_t apart, int box_bytes);
 }
 namespace {
 
 using namespace decode;
 
-static_assert(std::is_same_v<RowsInt8<1>::Tiles, RowsBf16<1>::Tiles>);  // one set of maps
+// Of a team.
+int warps_of_team(int rows) { return rows <= kWholeRows ? RowsInt8<1>::Tiles::kTeam : RowsBf16<1>::Tiles::kTeam; }
 
 // Of a share, where the width may be split, so that a block has little of x to stage.
 constexpr int kMostWidth = 1280;
@@ -68,7 +70,7 @@ int items_of(const DecodeProduct& product, int blocks) {
 }
 
 // Segments of so many items, at most.
-int segments_of(int items) { return items + divide_up(items, kWarps) * kWarps; }
+int segments_of(int rows, int items) { return items + divide_up(items, kRoundItems) * (kWarps / warps_of_team(rows)); }
 
 // Blocks that have any.
 int busy_blocks(const DecodeProduct& product, int blocks) {
@@ -85,14 +87,16 @@ bool same_shares(const DecodeProduct& a, const DecodeProduct& b) {
 
 }  // namespace
 
-DecodeMaps decode_maps(const Tensor& weight, const Tensor& second) {
+DecodeMaps decode_maps(int chain_rows, const Tensor& weight, const Tensor& second) {
   using Tiles = RowsInt8<1>::Tiles;
+  static_assert(Tiles::kRow == RowsBf16<1>::Tiles::kRow && Tiles::kGroup == RowsBf16<1>::Tiles::kGroup);
   const auto apart = [&](const void* a, const void* b) {
     return second ? static_cast<const char*>(b) - static_cast<const char*>(a) : 0;
   };
   const int64_t rows = weight.rows(), width = weight.cols();
-  return {sm90::group_map(weight.data, width / 2, rows, apart(weight.data, second.data), Tiles::kRow),
-          sm90::group_map(weight.scale, width / 16, rows, apart(weight.scale, second.scale), Tiles::kScales)};
+  const int team = warps_of_team(chain_rows);
+  return {sm90::code_map(weight.data, width / 2, rows, apart(weight.data, second.data), team),
+          sm90::scale_map(weight.scale, width / 16, rows, apart(weight.scale, second.scale), team * Tiles::kScales)};
 }
 
 int decode_items(int rows, const DecodeProduct& product) {
@@ -116,7 +120,7 @@ bool decode_fits(int rows, int width, bool whole, const DecodeMachine& machine) 
     return Needs{kChainPhases,
                  8,
                  256,
-                 segments_of(256),
+                 segments_of(rows, 256),
                  tiles_of<typename decltype(type)::type>(width, splits),
                  kept_of(rows, width, machine.processors),
                  attention_bytes(kDecodeQueries, rows <= kWholeRows)};
@@ -167,7 +171,7 @@ void decode_chain(DecodeChain& chain, const DecodeMachine& machine, cudaStream_t
         product.first_of_shape = false, product.shape = chain.phase[q].product.shape;
     if (!product.first_of_shape) continue;
     const int items = items_of(product, blocks);
-    ++most.shapes, most.items += items, most.segments += segments_of(items);
+    ++most.shapes, most.items += items, most.segments += segments_of(chain.rows, items);
   }
   const auto needs = [&](auto type) {
     Needs n = most;

@@ -122,8 +122,8 @@ struct DecodeMachine {
   int processors, shared_bytes, capability;
 };
 
-// Of a matrix, or of a pair, the second at higher addresses.
-DecodeMaps decode_maps(const Tensor& weight, const Tensor& second);
+// Of a matrix, or of a pair, the second at higher addresses, for a chain of so many rows.
+DecodeMaps decode_maps(int rows, const Tensor& weight, const Tensor& second);
 // Groups of rows that the matrices of a product have, and in how many pieces its width is best split.
 int decode_items(int rows, const DecodeProduct& product);
 int decode_splits(int rows, int width);

@@ -53,18 +53,18 @@ __device__ inline Outputs outputs_of(const DecodePhase& phase, const Share& shar
   float scale = Rows::kEpilogue;
   if (phase.norm.weight) scale *= scale_of<Rows>(phase.norm, f.squares, row);
   if (which >= items) return o;
-  const Done item = done[round * kWarps + which];
+  const Done item = done[round * kRoundItems + which];
   const DecodeMatrix& m = product.matrix[item.matrix];
   o.from = (item.first * rows + row) * kElements + r, o.parts = item.parts;
   const int output = item.group * (kElements >> pair) + r;
   o.count = min(kQuad, m.outputs - output), o.at = int64_t{row} * m.outputs + output;
-  o.group = row * in_row + (share.item(round * kWarps + which) >> pair);
+  o.group = row * in_row + (share.item(round * kRoundItems + which) >> pair);
   o.factor = scale * f.globals[item.matrix], o.other_factor = pair ? scale * f.globals[1] : 0;
   o.y = m.y, o.other_y = product.matrix[1].y;
   if (product.swapped) o.y = product.matrix[1].y, o.other_y = m.y;
   if (kWhole && o.next == Outputs::Next::sum) {
-    o.kept = round * kWarps * rows * kElements + i * kQuad, o.x = quad(f.kept + o.kept);
-    o.weight = f.norm_weight[(round * kWarps + unit) * (kElements / kQuad) + q];
+    o.kept = round * kRoundItems * rows * kElements + i * kQuad, o.x = quad(f.kept + o.kept);
+    o.weight = f.norm_weight[(round * kRoundItems + unit) * (kElements / kQuad) + q];
   }
   return o;
 }
@@ -121,7 +121,7 @@ template <typename Rows>
 __device__ inline void finish(const DecodePhase& phase, const Share& share, int items, const float* sums, int rows,
                               int round, const Done* done, const Outputs& first, const Finish& f) {
   constexpr bool kWhole = Rows::kExactly > 0;
-  static_assert(!kWhole || kWarps * kWholeRows * (kElements / kQuad) <= kThreads);  // a thread has one quad at most
+  static_assert(!kWhole || kRoundItems * kWholeRows * (kElements / kQuad) <= kThreads);  // a thread has one quad at most
   using Next = Outputs::Next;
   const DecodeProduct& product = phase.product;
   const int pair = share.pair, all = ((items + pair) >> pair) * rows * (kElements / kQuad);

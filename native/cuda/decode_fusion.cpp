@@ -240,7 +240,7 @@ void CudaBackend::add_matrices(DecodeProduct& product, std::initializer_list<Pro
   for (const auto& [weight, y] : projections)
     product.matrix[product.matrices++] = {weight.global_scale, y, static_cast<int>(weight.rows())};
   const auto map = [&](const Tensor& weight, const Tensor& second) {
-    chain.maps[chain.mapped++] = decode_maps(weight, second);
+    chain.maps[chain.mapped++] = decode_maps(chain.rows, weight, second);
   };
   if (paired) {
     const Tensor &first = projections.begin()[0].weight, &second = projections.begin()[1].weight;

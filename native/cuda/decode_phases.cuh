@@ -23,8 +23,6 @@ struct Common {
   uint32_t rows_parity, first_tag;
 };
 
-constexpr int kSegments = 2 * kWarps;  // runs of tiles of one item in one warp, of a round
-
 // What the phases of a chain need at most.
 struct Needs {
   int phases, shapes;
@@ -47,7 +45,7 @@ Layout layout_for(int rows, const Needs& needs) {
   l.kept = l.segments + align(needs.segments * static_cast<int>(sizeof(Segment)));
   l.x = l.kept + align(needs.kept * 2);
   l.sums = l.x + std::max(align(Rows::bytes(rows, needs.tiles)), align(needs.attention));
-  l.squares = l.sums + l.sums_buffers * kSegments * Rows::Tiles::kGroup * rows * 4;
+  l.squares = l.sums + l.sums_buffers * kRoundSums<typename Rows::Tiles> * Rows::Tiles::kGroup * rows * 4;
   l.norm_weight = l.squares + align(rows * kSquares<Rows> * 4);
   l.globals = l.norm_weight + (Rows::kExactly ? align(needs.kept * 4) : 0);
   l.common = l.globals + align(needs.phases * 3 * 4);
@@ -73,23 +71,26 @@ __device__ inline void multiply_phase(const DecodePhase& phase, int rows, const 
                                       const Done* done, const uint8_t* x, const Layout& layout,
                                       const Rings<typename Rows::Tiles, kDepth>& rings, uint32_t* arrived,
                                       FinishOf&& finish_of) {
-  const int warp = threadIdx.x / 32, rounds = share.rounds();
+  using Tiles = typename Rows::Tiles;
+  const int warp = threadIdx.x / 32, part = warp % Tiles::kTeam, rounds = share.rounds();
   float* const sums = &place<float>(layout.sums);
-  WeightStream<typename Rows::Tiles, kDepth> weights(rings);
+  WeightStream<Tiles, kDepth> weights(rings);
   Rows of_x(x, share.tiles, rows);
   for (int round = 0; round < rounds; ++round) {
     const int items = share.items(round);
-    float* const buffer = sums + (round % layout.sums_buffers) * kSegments * Rows::Tiles::kGroup * rows;
+    float* const buffer = sums + (round % layout.sums_buffers) * kRoundSums<Tiles> * Tiles::kGroup * rows;
     for (bool last = false; !last;) {
       const Segment now = *segment++;
       last = now.last;
 #pragma unroll 1
       for (int i = 0; i < now.count; ++i) {
-        of_x.multiply(weights.take(), now.tile + i);
+        const int tile = (now.strip + i) * Tiles::kTeam + part;
+        const Stage stage = weights.take();
+        if (Tiles::kTeam == 1 || tile < share.tiles) of_x.multiply(stage, tile);
         weights.give();
       }
       if (now.count == 0) continue;
-      of_x.leave(buffer + (now.which + warp) * Rows::Tiles::kGroup * rows, rows);
+      of_x.leave(buffer + place_of_sums<Tiles>(now.which, warp / Tiles::kTeam, part) * Tiles::kGroup * rows, rows);
       of_x.reset();
     }
     if (round + 1 == rounds) weights.keep();
@@ -256,7 +257,7 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
         // What it reads may be written over once others have what this block makes of it, or, of more rows, its arrival.
         if constexpr (kWhole) leave_norm_here();
         const Rings<typename Rows::Tiles, kDepth> rings{shared_address(shared_memory())};
-        multiply_phase<Rows, kDepth>(phase, rows, share, table.segments + share.segments[threadIdx.x / 32],
+        multiply_phase<Rows, kDepth>(phase, rows, share, table.segments + share.segments[threadIdx.x / 32 / Rows::Tiles::kTeam],
                                      &place<Done>(layout.done) + share.done, x, layout, rings,
                                      kWhole && awaited ? arrived : nullptr, [&] {
                                        return Finish{&place<float>(layout.globals) + p * 3,

@@ -34,17 +34,17 @@ template <typename Tiles>
 struct LaneScales {
   uint32_t word[2];
   __device__ explicit LaneScales(const Stage& stage) {
-    static_assert(Tiles::kScales == 16, "row g and block 4c make lane 4g + c");
+    const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half)
-      word[half] = shared_load_u32(stage.scales + half * 8 * Tiles::kScales + threadIdx.x % 32 * 4);
+      word[half] = shared_load_u32(stage.scales + (g + half * 8) * (Tiles::kTeam * Tiles::kScales) + c * 4);
   }
 };
 
 template <int kTiles>  // of eight rows of x
 struct RowsBf16 {
   static constexpr int kExactly = 0;  // any number of rows that fit
-  using Tiles = decode::Tiles<16, 256>;
+  using Tiles = decode::Tiles<16, 256, 1>;
   static constexpr int kTile = Tiles::kTile;
   static constexpr float kEpilogue = kPairEpilogue;
 
@@ -206,7 +206,7 @@ template <int kCount>  // rows of x
 struct RowsInt8 {
   static constexpr int kExactly = kCount;
   static_assert(kCount <= kWholeRows);
-  using Tiles = decode::Tiles<16, 256>;
+  using Tiles = decode::Tiles<16, 256, 2>;
   static constexpr int kTile = Tiles::kTile;
   // Codes count four times; scale bytes, put into the exponent of a float, read 2^-120 too small, and those of x are kept
   // 2^100 too large to make up for most of it.

@@ -1,4 +1,4 @@
-// How the products of a decode chain are dealt out: to blocks by groups of rows of W, in a block to warps by tiles.
+// How the products of a decode chain are dealt out: to blocks by groups of rows of W, in a block to teams of warps by strips.
 #pragma once
 #include "cuda/decode_chain.h"
 
@@ -15,30 +15,33 @@ constexpr int kUnit = 128;  // inputs of a step of a product
 // Of those that compute.
 __device__ inline void block_sync() { asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory"); }
 
-// Tiles of W: kGroup rows (of a pair, half of them of each matrix) and kTile inputs. In shared memory the codes lie row
-// by row, 128 bytes each, swizzled by the copy engine: piece q of row r, 16 bytes, is where q ^ r % 8 would be.
-template <int kGroup_, int kTile_>
+// Tiles of W: kGroup rows (of a pair, half of them of each matrix) and kTile inputs. A warp multiplies one at a time, and
+// the kTeam warps of a team those of a strip, side by side. In shared memory a tile's codes lie row by row, 128 bytes each,
+// swizzled by the copy engine: piece q of row r, 16 bytes, is where q ^ r % 8 would be; scales lie in rows of the strip.
+template <int kGroup_, int kTile_, int kTeam_>
 struct Tiles {
-  static constexpr int kGroup = kGroup_, kTile = kTile_;
+  static constexpr int kGroup = kGroup_, kTile = kTile_, kTeam = kTeam_, kTeams = kWarps / kTeam;
   static constexpr int kRow = kTile / 2, kScales = kTile / 16;  // bytes of a row's codes and scales
   static constexpr int kCodes = kGroup * kRow, kAllScales = kGroup * kScales;
-  static_assert(kRow == 128 && kScales == 16 && kGroup % 16 == 0);
+  static constexpr int kStrip = kTeam * (kCodes + kAllScales);
+  static_assert(kRow == 128 && kScales == 16 && kGroup % 16 == 0 && kWarps % kTeam == 0);
+  __host__ __device__ static int strips(int tiles) { return (tiles + kTeam - 1) / kTeam; }
   __device__ static uint32_t place(int r, int q) { return r * kRow + (q ^ (r & 7)) * 16; }
 };
 
+constexpr int kRoundItems = 16;  // that are multiplied before their sums are added up, at most
 // What a block computes of a product: tiles [first_tile, +tiles) of the width, of `count` items.
 struct Share {
-  int first_tile, tiles, first_item, step, count;
+  int first_tile, tiles, strips, first_item, step, count;
   int pair;                       // 1: two neighbouring items at a time, which together have sixteen outputs
-  uint32_t per_tile;              // n / tiles = n · per_tile >> 20, for the n that occur here
+  uint32_t per_strip;             // n / strips = n · per_strip >> 20, for the n that occur here
   int done;                       // where its items are in the list of what is to be finished
-  uint16_t segments[kWarps + 1];  // where those of each warp begin, in the list of all
+  uint16_t segments[kWarps + 1];  // where those of each team begin, in the list of all
 
   __device__ int item(int i) const { return (first_item + (i >> pair) * step << pair) | (i & pair); }
-  __device__ int item_of_tile(int n) const { return static_cast<int>(static_cast<uint32_t>(n) * per_tile >> 20); }
-  // A round is up to kWarps items.
-  __device__ int items(int round) const { return min(kWarps, count - round * kWarps); }
-  __device__ int rounds() const { return (count + kWarps - 1) / kWarps; }
+  __device__ int item_of_strip(int n) const { return static_cast<int>(static_cast<uint32_t>(n) * per_strip >> 20); }
+  __device__ int items(int round) const { return min(kRoundItems, count - round * kRoundItems); }
+  __device__ int rounds() const { return (count + kRoundItems - 1) / kRoundItems; }
 };
 
 template <typename Tiles>
@@ -51,25 +54,31 @@ __device__ inline void share_out(Share& share, const DecodeProduct& product) {
   int count = place < per_piece && place < groups ? ((groups - place + per_piece - 1) / per_piece) << pair : 0;
   // The last group of all may be half of one.
   if (count && (product.items & pair) && (groups - 1 - place) % per_piece == 0) --count;
+  const int strips = Tiles::strips(tiles);
   share.first_tile = first, share.tiles = tiles, share.first_item = place, share.step = per_piece, share.count = count;
-  share.pair = pair, share.per_tile = ((1u << 20) + tiles - 1) / max(1, tiles), share.done = product.done;
+  share.strips = strips, share.per_strip = ((1u << 20) + strips - 1) / max(1, strips);
+  share.pair = pair, share.done = product.done;
 }
 
-// The tiles of a round's items are dealt to the warps in order, in equal numbers; where they cannot be equal the first
+// The strips of a round's items are dealt to the teams in order, in equal numbers; where they cannot be equal the first
 // have one less: those finish the outputs.
 struct Range {
-  int begin, end;  // end > begin where the warp has work
+  int begin, end;  // end > begin where the team has work
 };
-__device__ inline Range range_of(const Share& share, int round, int warp) {
-  const int total = share.items(round) * share.tiles;
-  if (total < kWarps) return {min(warp, total), min(warp + 1, total)};
-  const int each = total / kWarps, with_less = kWarps - total % kWarps, begin = each * warp + max(0, warp - with_less);
-  return {begin, begin + each + (warp >= with_less)};
+template <typename Tiles>
+__device__ inline Range range_of(const Share& share, int round, int team) {
+  constexpr int kTeams = Tiles::kTeams;
+  const int total = share.items(round) * share.strips;
+  if (total < kTeams) return {min(team, total), min(team + 1, total)};
+  const int each = total / kTeams, with_less = kTeams - total % kTeams, begin = each * team + max(0, team - with_less);
+  return {begin, begin + each + (team >= with_less)};
 }
-// The warp that has tile n of a round.
-__device__ inline int warp_of_tile(int n, int total) {
-  if (total < kWarps) return n;
-  const int each = total / kWarps, with_less = kWarps - total % kWarps;
+// The team that has strip n of a round.
+template <typename Tiles>
+__device__ inline int team_of_strip(int n, int total) {
+  constexpr int kTeams = Tiles::kTeams;
+  if (total < kTeams) return n;
+  const int each = total / kTeams, with_less = kTeams - total % kTeams;
   return n < each * with_less ? n / each : with_less + (n - each * with_less) / (each + 1);
 }
 
@@ -89,25 +98,33 @@ __device__ inline Item item_of(const DecodeProduct& product, int i) {
   return {matrix, i};
 }
 
-// Tiles of one item in a row, for one warp: which it multiplies and leaves the sums of. A warp has at least one in every
-// round, if without tiles.
+// Neighbouring strips of one item, for one team: which its warps multiply and leave the sums of. A team has at least one in
+// every round, if without strips.
 struct alignas(8) Segment {
-  uint8_t tile, count;           // of the share's
+  uint8_t strip, count;          // of the share's
   uint8_t which;                 // item of the round
   uint8_t matrix : 7, last : 1;  // last: of the round
   int group;
 };
 constexpr int kMostTiles = 128;  // of a share
+// Of a round, the sums that warps leave: of every segment, by every warp of the team.
+template <typename Tiles>
+constexpr int kRoundSums = (kRoundItems + Tiles::kTeams) * Tiles::kTeam;
+template <typename Tiles>
+__device__ inline int place_of_sums(int which, int team, int warp_of_team) {
+  return (which + team) * Tiles::kTeam + warp_of_team;
+}
 
-// By one warp: what each of all kWarps does, in lists one after the other, from place `first` on.
+// By one warp: what each of all teams does, in lists one after the other, from place `first` on.
 template <typename Tiles>
 __device__ inline void list_segments(Share& share, const DecodeProduct& product, int first, Segment* segments) {
   const int lane = threadIdx.x % 32, rounds = share.rounds();
   int count = 0;
-  if (lane < kWarps)
+  if (lane < Tiles::kTeams)
     for (int round = 0; round < rounds; ++round) {
-      const Range range = range_of(share, round, lane);
-      count += range.begin == range.end ? 1 : share.item_of_tile(range.end - 1) - share.item_of_tile(range.begin) + 1;
+      const Range range = range_of<Tiles>(share, round, lane);
+      count +=
+          range.begin == range.end ? 1 : share.item_of_strip(range.end - 1) - share.item_of_strip(range.begin) + 1;
     }
   int end = count;
 #pragma unroll
@@ -116,19 +133,19 @@ __device__ inline void list_segments(Share& share, const DecodeProduct& product,
     if (lane >= offset) end += before;
   }
   if (lane == 0) share.segments[0] = static_cast<uint16_t>(first);
-  if (lane >= kWarps) return;
+  if (lane >= Tiles::kTeams) return;
   share.segments[lane + 1] = static_cast<uint16_t>(first + end);
   Segment* to = segments + first + end - count;
   for (int round = 0; round < rounds; ++round) {
-    const Range range = range_of(share, round, lane);
-    int at = range.begin, which = share.item_of_tile(at);
+    const Range range = range_of<Tiles>(share, round, lane);
+    int at = range.begin, which = share.item_of_strip(at);
     if (at == range.end) *to++ = {0, 0, 0, 0, 1, 0};
     for (; at < range.end; ++which) {
-      const int tile = at - which * share.tiles, tiles = min(share.tiles - tile, range.end - at);
-      const Item item = item_of<Tiles>(product, share.item(round * kWarps + which));
-      at += tiles;
-      *to++ = {static_cast<uint8_t>(tile),
-               static_cast<uint8_t>(tiles),
+      const int strip = at - which * share.strips, strips = min(share.strips - strip, range.end - at);
+      const Item item = item_of<Tiles>(product, share.item(round * kRoundItems + which));
+      at += strips;
+      *to++ = {static_cast<uint8_t>(strip),
+               static_cast<uint8_t>(strips),
                static_cast<uint8_t>(which),
                static_cast<uint8_t>(item.matrix),
                at == range.end,
@@ -149,12 +166,13 @@ template <typename Tiles>
 __device__ inline void list_done(const Share& share, const DecodeProduct& product, Done* done) {
 #pragma unroll 1
   for (int i = threadIdx.x; i < share.count; i += kThreads) {
-    const int round = i / kWarps, which = i % kWarps, total = share.items(round) * share.tiles;
-    const int first = warp_of_tile(which * share.tiles, total),
-              last = warp_of_tile((which + 1) * share.tiles - 1, total);
+    const int round = i / kRoundItems, which = i % kRoundItems, total = share.items(round) * share.strips;
+    const int first = team_of_strip<Tiles>(which * share.strips, total),
+              last = team_of_strip<Tiles>((which + 1) * share.strips - 1, total);
     const Item item = item_of<Tiles>(product, share.item(i));
-    done[share.done + i] = {static_cast<uint16_t>(which + first), static_cast<uint8_t>(last - first + 1),
-                            static_cast<uint8_t>(item.matrix), item.group};
+    done[share.done + i] = {static_cast<uint16_t>(place_of_sums<Tiles>(which, first, 0)),
+                            static_cast<uint8_t>((last - first + 1) * Tiles::kTeam), static_cast<uint8_t>(item.matrix),
+                            item.group};
   }
 }
 

@@ -1,5 +1,5 @@
-// NVFP4 weights on their way to the products of a decode chain. Every warp that computes has a ring of its own in shared
-// memory, with the tiles that it will multiply, in order, across items and phases. Warps that do nothing else have the
+// NVFP4 weights on their way to the products of a decode chain. Every team of warps that compute has a ring of its own in
+// shared memory, with the strips that it will multiply, in order, across items and phases. Warps that do nothing else have the
 // rings filled by the copy engine: weights do not depend on what is computed, so that memory is read without a pause while
 // the blocks wait for each other. (Were warps to ask for their own tiles, that took as long as multiplying them; and loads
 // of theirs would stand in the same queue as what a phase waits for.)
@@ -47,22 +47,22 @@ __device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
       "r"(parity)
       : "memory");
 }
-// The box of a map at (column, row). kOnce: of what is read once, and should not drive out what is read again.
-template <bool kOnce>
-__device__ inline void copy_box(uint32_t to, const CUtensorMap* map, int column, int row, uint32_t barrier) {
+// Of a strip in rows from `row` on, from tile `tile` of the width: codes, which are read once and should not drive out what
+// is read again, and scales.
+__device__ inline void copy_codes(uint32_t to, const DecodeMaps* maps, int row, int tile, uint32_t barrier) {
   constexpr uint64_t kEvictFirst = 0x12f0000000000000;  // what createpolicy.fractional.L2::evict_first makes of 1.0
-  if (kOnce)
-    asm volatile(
-        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
-        "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(to),
-        "l"(map), "r"(column), "r"(row), "r"(0), "r"(barrier), "l"(kEvictFirst)
-        : "memory");
-  else
-    asm volatile(
-        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-        "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to),
-        "l"(map), "r"(column), "r"(row), "r"(0), "r"(barrier)
-        : "memory");
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%2, %3, %4, %5}], [%6], %7;" ::"r"(to),
+      "l"(&maps->codes), "r"(0), "r"(row), "r"(0), "r"(tile), "r"(barrier), "l"(kEvictFirst)
+      : "memory");
+}
+__device__ inline void copy_scales(uint32_t to, const DecodeMaps* maps, int row, int byte, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to),
+      "l"(&maps->scales), "r"(byte), "r"(row), "r"(0), "r"(barrier)
+      : "memory");
 }
 
 // Where a tile is in shared memory.
@@ -70,16 +70,18 @@ struct Stage {
   uint32_t codes, scales;
 };
 
-// The rings of all warps, kDepth tiles each, with barriers: of tiles that have come, and of places that are free.
+// The rings of all teams, kDepth strips each, with barriers: of strips that have come, and of places that are free.
 template <typename Tiles, int kDepth>
 struct Rings {
-  static constexpr int kStages = kWarps * kDepth, kScalesAt = kStages * Tiles::kCodes,
-                       kBarriersAt = kScalesAt + kStages * Tiles::kAllScales, kAt = kBarriersAt + kStages * 16,
+  static constexpr int kStages = Tiles::kTeams * kDepth, kScalesAt = kStages * Tiles::kTeam * Tiles::kCodes,
+                       kBarriersAt = kStages * Tiles::kStrip, kAt = kBarriersAt + kStages * 16,
                        kBytes = kAt + kWarps * 4;
   uint32_t memory;  // kBytes, at a multiple of 1024
 
-  __device__ Stage stage(int n) const {
-    return {memory + n * Tiles::kCodes, memory + kScalesAt + n * Tiles::kAllScales};
+  // Of the strip in place n, the tile of the team's warp `part`.
+  __device__ Stage stage(int n, int part) const {
+    return {memory + (n * Tiles::kTeam + part) * Tiles::kCodes,
+            memory + kScalesAt + n * Tiles::kTeam * Tiles::kAllScales + part * Tiles::kScales};
   }
   __device__ uint32_t come(int n) const { return memory + kBarriersAt + n * 8; }
   __device__ uint32_t free(int n) const { return memory + kBarriersAt + (kStages + n) * 8; }
@@ -89,16 +91,14 @@ struct Rings {
 
   // By the first threads of the block, which must then meet.
   __device__ void init() const {
-    static_assert(kStages >= kWarps);
     const int n = threadIdx.x;
-    if (n >= kStages) return;
     if (n < kWarps) shared_store(at(n), 0);
-    barrier_init(come(n), 1), barrier_init(free(n), 1);
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    if (n < kStages) barrier_init(come(n), 1), barrier_init(free(n), Tiles::kTeam);
+    if (n < max(kStages, kWarps)) asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
 };
 
-// A warp's ring, as it reads it.
+// A team's ring, as one of its warps reads it.
 template <typename Tiles, int kDepth>
 class WeightStream {
  public:
@@ -112,10 +112,10 @@ class WeightStream {
     if (threadIdx.x % 32 == 0) shared_store(rings_.at(threadIdx.x / 32), static_cast<uint32_t>(at_) << 1 | parity_);
   }
 
-  // The next tile, once it has come.
+  // The warp's tile of the next strip, once that has come.
   __device__ Stage take() const {
     barrier_wait(rings_.come(number()), parity_);
-    return rings_.stage(number());
+    return rings_.stage(number(), threadIdx.x / 32 % Tiles::kTeam);
   }
   __device__ void give() {
     __syncwarp();
@@ -125,28 +125,29 @@ class WeightStream {
   }
 
  private:
-  __device__ uint32_t number() const { return threadIdx.x / 32 * kDepth + at_; }
+  __device__ uint32_t number() const { return threadIdx.x / 32 / Tiles::kTeam * kDepth + at_; }
 
   const Rings<Tiles, kDepth> rings_;
   int at_;
   uint32_t parity_;
 };
 
-// All a warp ever does: fills some rings until the chain has no more weights, a lane a ring. Of a tile its codes are one
-// box, and its scales another, whose neighbours, in the same lines of the second-level cache, are wanted soon. (Loads by
+// All a warp ever does: fills some rings until the chain has no more weights, a lane a ring. Of a strip the codes are one
+// box, and the scales another, whose neighbours, in the same lines of the second-level cache, are wanted soon. (Loads by
 // the lanes would do for those, but what other loads of the multiprocessor bring is handed out in the order in which it
-// was asked for: a phase would wait for the scales of the next.)
+// was asked for: a phase would wait for the scales of the next.) With boxes of a single tile a multiprocessor did not get
+// more than two thirds of what memory can give.
 template <typename Tiles, int kDepth>
 __device__ inline void fill_rings(const DecodeMaps* maps, const Table& table, const Rings<Tiles, kDepth>& rings) {
-  constexpr int kOfWarp = kWarps / kBringers;
+  constexpr int kOfWarp = Tiles::kTeams / kBringers;
   constexpr int kPause = 100;  // nanoseconds: those that compute need the time that looking takes
-  const int lane = threadIdx.x % 32, warp = (threadIdx.x / 32 - kWarps) * kOfWarp + lane;
+  const int lane = threadIdx.x % 32, team = (threadIdx.x / 32 - kWarps) * kOfWarp + lane;
   if (lane >= kOfWarp) return;
   constexpr uint32_t kLanes = (1u << kOfWarp) - 1;
   const Segment *next = nullptr, *end = nullptr;
   int phase = -1, at = 0;
   uint32_t parity = 1;  // places that were never used are free
-  // The next tile, of `left` in its segment: of which maps, its first row and its place in the rows.
+  // The next strip, of `left` in its segment: of which maps, its first row and tile.
   const DecodeMaps* map = nullptr;
   int row = 0, tile = 0, left = 0;
   for (;;) {
@@ -156,7 +157,7 @@ __device__ inline void fill_rings(const DecodeMaps* maps, const Table& table, co
         while (phase < table.phases && table.phase[phase].kind != PhaseKind::product);
         if (phase == table.phases) break;
         const Share& share = table.share[table.phase[phase].product.shape];
-        next = table.segments + share.segments[warp], end = table.segments + share.segments[warp + 1];
+        next = table.segments + share.segments[team], end = table.segments + share.segments[team + 1];
         continue;
       }
       const Segment segment = *next++;
@@ -164,19 +165,19 @@ __device__ inline void fill_rings(const DecodeMaps* maps, const Table& table, co
       if (left == 0) continue;
       const DecodeProduct& product = table.phase[phase].product;
       row = segment.group * (product.paired ? Tiles::kGroup / 2 : Tiles::kGroup);
-      tile = table.share[product.shape].first_tile + segment.tile;
+      tile = table.share[product.shape].first_tile + segment.strip * Tiles::kTeam;
       map = maps + product.maps + (product.paired ? 0 : segment.matrix);
     }
     if (!__any_sync(kLanes, left > 0)) break;
-    const bool free = left > 0 && barrier_test(rings.free(warp * kDepth + at), parity);
+    const bool free = left > 0 && barrier_test(rings.free(team * kDepth + at), parity);
     if (!__any_sync(kLanes, free)) __nanosleep(kPause);
     if (!free) continue;
-    const Stage to = rings.stage(warp * kDepth + at);
-    const uint32_t barrier = rings.come(warp * kDepth + at);
-    barrier_expect(barrier, Tiles::kCodes + Tiles::kAllScales);
-    copy_box<true>(to.codes, &map->codes, tile * Tiles::kRow, row, barrier);
-    copy_box<false>(to.scales, &map->scales, tile * Tiles::kScales, row, barrier);
-    ++tile, --left;
+    const Stage to = rings.stage(team * kDepth + at, 0);
+    const uint32_t barrier = rings.come(team * kDepth + at);
+    barrier_expect(barrier, Tiles::kStrip);
+    copy_codes(to.codes, map, row, tile, barrier);
+    copy_scales(to.scales, map, row, tile * Tiles::kScales, barrier);
+    tile += Tiles::kTeam, --left;
     at = at + 1 == kDepth ? 0 : at + 1;
     parity ^= at == 0;
   }

@@ -11,12 +11,12 @@ namespace q4::gpu::sm90 {
 
 namespace {
 
-// A matrix of any rank up to 3, innermost first; strides in bytes, from the second dimension on.
+// A matrix of any rank up to 4, innermost first; strides in bytes, from the second dimension on.
 struct Matrix {
   const void* data;
   CUtensorMapDataType type;
-  std::array<int64_t, 3> sizes, box;
-  std::array<int64_t, 2> strides;
+  std::array<int64_t, 4> sizes, box;
+  std::array<int64_t, 3> strides;
   int rank;
   CUtensorMapSwizzle swizzle;
 };
@@ -34,12 +34,12 @@ CUtensorMap encoded(const Matrix& m) {
   if (!encode)
     throw Error("Q4402", "the CUDA driver is too old: it has no cuTensorMapEncodeTiled",
                 "install a driver for CUDA 13");
-  cuuint64_t sizes[3], strides[2];
-  cuuint32_t box[3];
-  const cuuint32_t steps[3] = {1, 1, 1};
-  for (int i = 0; i < 3; ++i)
+  cuuint64_t sizes[4], strides[3];
+  cuuint32_t box[4];
+  const cuuint32_t steps[4] = {1, 1, 1, 1};
+  for (int i = 0; i < 4; ++i)
     sizes[i] = static_cast<cuuint64_t>(m.sizes[i]), box[i] = static_cast<cuuint32_t>(m.box[i]);
-  for (int i = 0; i < 2; ++i) strides[i] = static_cast<cuuint64_t>(m.strides[i]);
+  for (int i = 0; i < 3; ++i) strides[i] = static_cast<cuuint64_t>(m.strides[i]);
   CUtensorMap map{};
   const CUresult status = encode(&map, m.type, static_cast<cuuint32_t>(m.rank), const_cast<void*>(m.data), sizes,
                                  strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, m.swizzle,
@@ -61,8 +61,20 @@ CUtensorMap tile_map(const void* data, int64_t columns, int64_t rows, int64_t ba
                   CU_TENSOR_MAP_SWIZZLE_128B});
 }
 
-// 16 rows, or 8 of each of two matrices: of codes (128 bytes, swizzled) or of scales.
-CUtensorMap group_map(const void* data, int64_t row_bytes, int64_t rows, int64_t apart, int box_bytes) {
+// Of NVFP4 codes, 16 rows, or 8 of each of two matrices, and `lines` times 128 bytes, one after the other, swizzled.
+CUtensorMap code_map(const void* data, int64_t row_bytes, int64_t rows, int64_t apart, int lines) {
+  constexpr int64_t kLine = 128;
+  const bool pair = apart > 0;
+  return encoded({data,
+                  CU_TENSOR_MAP_DATA_TYPE_UINT8,
+                  {kLine, rows, pair ? 2 : 1, row_bytes / kLine},
+                  {kLine, pair ? 8 : 16, pair ? 2 : 1, lines},
+                  {row_bytes, pair ? apart : row_bytes * rows, kLine},
+                  4,
+                  CU_TENSOR_MAP_SWIZZLE_128B});
+}
+// Of scales, the same rows.
+CUtensorMap scale_map(const void* data, int64_t row_bytes, int64_t rows, int64_t apart, int box_bytes) {
   const bool pair = apart > 0;
   return encoded({data,
                   CU_TENSOR_MAP_DATA_TYPE_UINT8,
@@ -70,7 +82,7 @@ CUtensorMap group_map(const void* data, int64_t row_bytes, int64_t rows, int64_t
                   {box_bytes, pair ? 8 : 16, pair ? 2 : 1},
                   {row_bytes, pair ? apart : row_bytes * rows},
                   3,
-                  box_bytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE});
+                  CU_TENSOR_MAP_SWIZZLE_NONE});
 }
 
 }  // namespace q4::gpu::sm90

@@ -123,11 +123,12 @@ void test_decode_layer(Harness& h) {
   struct Shape {
     int64_t hidden, inner, heads, kv_heads, dim;
   };
-  // Of the last two one has several groups of rows for every block of the streamed products, the other more groups of the
-  // residual than an H100 or H200 has blocks, so that some keep two.
+  // One has odd numbers of tiles. Of the last two one has several groups of rows for every block of the streamed products,
+  // the other more groups of the residual than an H100 or H200 has blocks, so that some keep two.
   for (const Shape& s : {Shape{256, 320, 4, 2, 64},
                          {160, 1056, 4, 2, 64},
                          {512, 512, 8, 1, 128},
+                         {768, 1280, 6, 2, 128},
                          {512, 9728, 16, 4, 128},
                          {2560, 768, 8, 2, 128}})
     for (const int64_t batch : {int64_t{1}, int64_t{2}, int64_t{3}, int64_t{8}, int64_t{16}})
