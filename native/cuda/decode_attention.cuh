@@ -63,14 +63,6 @@ __device__ inline void rotate_head(const RawHead& x, const HeadWeight& weight, c
   if (places.rstd && i == 0) *places.rstd = scale;
 }
 
-// The operands, read again from shared memory: without this the compiler holds two dozen pointers in registers all along.
-template <typename T>
-__device__ inline const T& reread(const T& x) {
-  const T* p = &x;
-  asm volatile("" : "+l"(p));
-  return *p;
-}
-
 // What attentions share, in shared memory.
 struct Sequences {
   int past[kDecodeRows], from[kDecodeRows];
@@ -78,9 +70,9 @@ struct Sequences {
 };
 
 // Of a unit, where there are blocks for more than one.
-__device__ inline int most_pieces(int units) { return max(1, static_cast<int>(gridDim.x) / units); }
+__device__ inline int most_pieces(int units, int blocks) { return max(1, blocks / units); }
 template <int kParts>
-__device__ inline Task task_of(int item, int units, const DecodeAttention& operands, const Sequences& sequences) {
+__device__ inline Task task_of(int item, int units, int blocks, const DecodeAttention& operands, const Sequences& sequences) {
   Task t;
   t.piece = item / units, t.unit = item - t.piece * units;
   t.pair = t.unit / kParts, t.part = t.unit % kParts;
@@ -88,7 +80,7 @@ __device__ inline Task task_of(int item, int units, const DecodeAttention& opera
   t.group = operands.heads / operands.kv_heads;
   t.past = sequences.past[t.b], t.from = sequences.from[t.b];
   const int length = min(operands.keys, t.past + 1);
-  t.pieces = min(most_pieces(units), (length + kPieceKeys - 1) / kPieceKeys);
+  t.pieces = min(most_pieces(units, blocks), (length + kPieceKeys - 1) / kPieceKeys);
   const int each = ((length + t.pieces - 1) / t.pieces + kKeys - 1) / kKeys * kKeys;
   t.begin = t.piece * each, t.end = min(length, t.begin + each);
   t.owner = t.past >= t.begin && t.past < t.end;
@@ -255,52 +247,50 @@ __device__ inline void hand_on(const Task& t, const Joined<kSlice, kShared>& j, 
   if (lane == 0 && t.part == 0 && call.lse) call.lse[row] = j.largest * kLog2 + logf(j.total);
 }
 
-// source: q, k and v, as groups in this order.
-// await: until the blocks have left them. arrive: after a part of a pair's output.
-template <typename Rows, typename Await, typename Arrive>
-__device__ inline void attend(const DecodeAttention& operands, const Exchange& source, const Exchange& to,
-                              const Table& table, const Sequences& sequences, float* attention_parts, uint32_t* tickets,
-                              AttentionMemory& m, Await&& await, Arrive&& arrive) {
+// here: what the phase is linked with (decode_phases.cuh): from() q, k and v, as groups in this order; to() the output.
+template <typename Rows, typename Here>
+__device__ inline void attend(const DecodeAttention& operands, const Here& here, AttentionMemory& m) {
   constexpr int kParts = value_parts(Rows::kExactly > 0);
   constexpr int kSlice = D / kParts, kFloats = part_floats(kSlice);
-  const int warp = threadIdx.x / 32, units = table.rows * operands.kv_heads * kParts;
+  const auto units = [&] { return here.rows() * reread(operands).kv_heads * kParts; };
+  const int warp = threadIdx.x / 32;
 #pragma unroll 1
-  for (int item = blockIdx.x; item < max(units, static_cast<int>(gridDim.x)); item += gridDim.x) {
+  for (int item = blockIdx.x; item < max(units(), here.blocks()); item += here.blocks()) {
     Fetched<kWideOf<kSlice>> fetched;
     int head = 0;  // found early only where there are registers for it
     {
-      const Task t = task_of<kParts>(item, units, operands, sequences);
+      const Task t = task_of<kParts>(item, units(), here.blocks(), operands, here.sequences());
       if (t.piece >= t.pieces) continue;
       fetch_keys(fetched, t, operands, t.begin + warp * kKeys);
       if (kAhead<kSlice>) fetch_values<kSlice>(fetched, t, operands, t.begin + warp * kKeys, 0);
       if (kAhead<kSlice>) head = head_of_warp(t, operands);
-      if (threadIdx.x == 0) m.task = t;  // await makes it seen; from then on it takes no registers
+      if (threadIdx.x == 0) m.task = t;  // seen after the meeting below; from then on it takes no registers
     }
     const HeadWeight weight(warp == kKeyWarp ? reread(operands).k_weight : reread(operands).q_weight);
     // Pieces with tags are simply asked for: few blocks do.
     if constexpr (Rows::kExactly > 0)
       block_sync();
     else
-      await();
-    const Task& t = m.task;
-    if (!kAhead<kSlice>) head = head_of_warp(t, reread(operands));
-    take_heads<kSlice>(reread(t), operands, source, head, sequences, weight, m);
+      here.await();
+    if (!kAhead<kSlice>) head = head_of_warp(reread(m).task, reread(operands));
+    take_heads<kSlice>(reread(m).task, operands, here.from(), head, here.sequences(), weight, m);
     block_sync();
-    if (warp < t.warps()) attend_keys<kSlice>(reread(t), fetched, operands, m);
+    const Task& t = reread(m).task;
+    if (warp < t.warps()) attend_keys<kSlice>(t, fetched, operands, m);
     block_sync();
 
     const int step = t.group * kFloats;
     const auto left = [&] {
-      return attention_parts + int64_t{t.unit} * most_pieces(table.rows * reread(operands).kv_heads * kParts) * step;
+      return here.attention_parts() + int64_t{t.unit} * most_pieces(units(), here.blocks()) * step;
     };  // [piece][query]
-    const bool complete = t.pieces == 1 || leave_piece<kSlice>(t, left(), tickets + t.unit, m);
+    const bool complete = t.pieces == 1 || leave_piece<kSlice>(t, left(), here.tickets() + t.unit, m);
     if (complete && warp < t.group) {
       if (t.pieces == 1)
-        hand_on<Rows>(t, Joined<kSlice, true>(m.parts + warp * kFloats, t.warps(), step), operands, to);
+        hand_on<Rows>(t, Joined<kSlice, true>(m.parts + warp * kFloats, t.warps(), step), operands, here.to());
       else
-        hand_on<Rows>(t, Joined<kSlice, false>(left() + warp * kFloats, t.pieces, step), operands, to);
+        hand_on<Rows>(t, Joined<kSlice, false>(left() + warp * kFloats, t.pieces, step), operands, here.to());
     }
-    if (complete) arrive();
+    if (complete) here.arrive();
     block_sync();  // before another item takes the same memory
   }
 }

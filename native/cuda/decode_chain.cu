@@ -185,7 +185,7 @@ void decode_chain(DecodeChain& chain, const DecodeMachine& machine, cudaStream_t
     allow_shared(kernel, static_cast<size_t>(layout.total));
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(static_cast<unsigned>(blocks));
-    config.blockDim = dim3(kBlockThreads);
+    config.blockDim = dim3(chain.rows <= kWholeRows ? kBlockThreads<true> : kBlockThreads<false>);
     config.dynamicSmemBytes = static_cast<size_t>(layout.total);
     config.stream = stream;
     cudaLaunchAttribute attribute{};

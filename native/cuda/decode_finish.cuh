@@ -14,9 +14,7 @@ __device__ inline int rows_of(int rows) {
 // What the end of a product needs beside its sums.
 struct Finish {
   const float* globals;
-  const float* squares;  // of x, where it is normalised
   bf16* kept;
-  const float4* norm_weight;  // of the next norm, at the elements that the block finishes
   Exchange to;
   const DecodePhase* next;  // null after the last phase
 };
@@ -25,16 +23,22 @@ struct Finish {
 struct Outputs {
   int from, parts;  // of the sums
   int count;        // 0: none
-  int64_t at;       // of the row, in the results
+  int matrix, at;   // where in its results
   int group;
-  float factor, other_factor;
-  void *y, *other_y;  // of a pair, gate and up
+  float factor, other_factor;  // other: of a pair
   enum class Next { nothing, floats, halves, rows, sum } next;
   // For a sum: x before it, where among what is kept, and the next norm's weights.
   int kept;
   uint2 x;
   float4 weight;
 };
+__device__ inline int row_of_outputs(int i, int rows) { return rows == 1 ? 0 : i / 4 % rows; }
+// The factor of x that makes up a norm.
+template <typename Rows>
+__device__ inline float scale_of_product(const DecodePhase& phase, const float* squares, int row) {
+  return Rows::kEpilogue * (phase.norm.weight ? scale_of<Rows>(phase.norm, squares, row) : 1.0f);
+}
+// Without that factor.
 template <typename Rows>
 __device__ inline Outputs outputs_of(const DecodePhase& phase, const Share& share, int items, const Done* done,
                                      int rows, int round, int i, const Finish& f) {
@@ -50,27 +54,23 @@ __device__ inline Outputs outputs_of(const DecodePhase& phase, const Share& shar
            : f.next->kind != PhaseKind::product ? Outputs::Next::halves
            : kWhole && product.adds             ? Outputs::Next::sum
                                                 : Outputs::Next::rows;
-  float scale = Rows::kEpilogue;
-  if (phase.norm.weight) scale *= scale_of<Rows>(phase.norm, f.squares, row);
   if (which >= items) return o;
   const Done item = done[round * kRoundItems + which];
   const DecodeMatrix& m = product.matrix[item.matrix];
   o.from = (item.first * rows + row) * kElements + r, o.parts = item.parts;
   const int output = item.group * (kElements >> pair) + r;
-  o.count = min(kQuad, m.outputs - output), o.at = int64_t{row} * m.outputs + output;
+  o.count = min(kQuad, m.outputs - output), o.matrix = item.matrix, o.at = row * m.outputs + output;
   o.group = row * in_row + (share.item(round * kRoundItems + which) >> pair);
-  o.factor = scale * f.globals[item.matrix], o.other_factor = pair ? scale * f.globals[1] : 0;
-  o.y = m.y, o.other_y = product.matrix[1].y;
-  if (product.swapped) o.y = product.matrix[1].y, o.other_y = m.y;
+  o.factor = f.globals[item.matrix], o.other_factor = pair ? f.globals[1] : 0;
   if (kWhole && o.next == Outputs::Next::sum) {
     o.kept = round * kRoundItems * rows * kElements + i * kQuad, o.x = quad(f.kept + o.kept);
-    o.weight = f.norm_weight[(round * kRoundItems + unit) * (kElements / kQuad) + q];
+    o.weight = *reinterpret_cast<const float4*>(f.next->norm.weight + output);
   }
   return o;
 }
 
 template <typename T>
-__device__ inline void store(void* y, int64_t at, const float (&v)[kQuad], int count) {
+__device__ inline void store(void* y, int at, const float (&v)[kQuad], int count) {
 #pragma unroll
   for (int j = 0; j < kQuad; ++j)
     if (j < count) static_cast<T*>(y)[at + j] = from_f32<T>(v[j]);
@@ -105,73 +105,59 @@ __device__ inline void add_parts(float (&v)[kQuad], float (&other)[kQuad], const
 __device__ inline void leave_results(const DecodeProduct& product, const Outputs& o, const float (&v)[kQuad],
                                      const float (&other)[kQuad], const float (&activated)[kQuad]) {
   if (product.paired) {
-    if (o.y) store<bf16>(o.y, o.at, v, o.count);
-    if (o.other_y) store<bf16>(o.other_y, o.at, other, o.count);
+    void *const gate = product.matrix[product.swapped].y, *const up = product.matrix[!product.swapped].y;
+    if (gate) store<bf16>(gate, o.at, v, o.count);
+    if (up) store<bf16>(up, o.at, other, o.count);
     if (product.activated) store<bf16>(product.activated, o.at, activated, o.count);
-  } else if (o.y) {
+  } else if (void* const y = product.matrix[o.matrix].y) {
     if (product.wide_output)
-      store<float>(o.y, o.at, v, o.count);
+      store<float>(y, o.at, v, o.count);
     else
-      store<bf16>(o.y, o.at, v, o.count);
+      store<bf16>(y, o.at, v, o.count);
   }
 }
 
-// A round's outputs from the sums of their warps, four lanes a group. First what the next phase waits for, then results.
+// silu(gate)·up as the separate ops: gate and up are rounded before they meet, and come back so.
+__device__ inline void activate(float (&activated)[kQuad], float (&gate)[kQuad], float (&up)[kQuad], bool swapped) {
+  unpack4(gate, pack4(gate)), unpack4(up, pack4(up));
+#pragma unroll
+  for (int j = 0; j < kQuad; ++j) {
+    const float a = swapped ? up[j] : gate[j], b = swapped ? gate[j] : up[j];
+    gate[j] = a, up[j] = b;
+    activated[j] = a * reciprocal(1.0f + __expf(-a)) * b;
+  }
+  unpack4(activated, pack4(activated));
+}
+
+// Of more rows: four outputs from the sums of their warps, four neighbouring lanes a group, whole warps: first what the next
+// phase waits for, then results. scale: what scale_of_product says.
 template <typename Rows>
-__device__ inline void finish(const DecodePhase& phase, const Share& share, int items, const float* sums, int rows,
-                              int round, const Done* done, const Outputs& first, const Finish& f) {
-  constexpr bool kWhole = Rows::kExactly > 0;
-  static_assert(!kWhole || kRoundItems * kWholeRows * (kElements / kQuad) <= kThreads);  // a thread has one quad at most
+__device__ inline void finish(const DecodePhase& phase, const float* sums, int rows, const Outputs& o, float scale,
+                              const Finish& f) {
   using Next = Outputs::Next;
   const DecodeProduct& product = phase.product;
-  const int pair = share.pair, all = ((items + pair) >> pair) * rows * (kElements / kQuad);
-#pragma unroll 1
-  for (int i = threadIdx.x; i < (all + 31) / 32 * 32; i += kThreads) {
-    const Outputs o = kWhole || i < kThreads ? first : outputs_of<Rows>(phase, share, items, done, rows, round, i, f);
-    float v[kQuad], other[kQuad];
-    add_parts(v, other, sums + o.from, o.parts, kElements * rows, pair);
-    const bool inside = o.count > 0, in_parts = !kWhole && product.splits > 1;
-    float result[kQuad];  // of a pair, what comes of gate and up
+  const bool pair = product.paired, inside = o.count > 0, in_parts = product.splits > 1;
+  float v[kQuad], other[kQuad];
+  add_parts(v, other, sums + o.from, o.parts, kElements * rows, pair);
+  float result[kQuad];  // of a pair, what comes of gate and up
 #pragma unroll
-    for (int j = 0; j < kQuad; ++j) {
-      v[j] *= o.factor;
-      if (!in_parts && !product.wide_output) v[j] = rounded<bf16>(v[j]);
-      result[j] = v[j];
-    }
-    if (pair) {
-      // As the separate ops: gate and up are rounded before they meet.
-#pragma unroll
-      for (int j = 0; j < kQuad; ++j) {
-        other[j] = rounded<bf16>(other[j] * o.other_factor);
-        if (product.swapped) {
-          const float up = v[j];
-          v[j] = other[j], other[j] = up;
-        }
-        result[j] = rounded<bf16>(__fdividef(v[j], 1.0f + __expf(-v[j])) * other[j]);
-      }
-    }
-    if (!kWhole && o.next == Next::floats) {
-      post_floats(f.to, static_cast<int>(blockIdx.x % product.splits) * rows * product.items + o.group, v, inside);
-    } else if (o.next == Next::halves) {
-      post_halves<kWhole>(f.to, o.group, result, inside);
-    } else if (kWhole && o.next == Next::sum) {
-      float x[kQuad];
-      unpack4(x, o.x);
-#pragma unroll
-      for (int j = 0; j < kQuad; ++j) x[j] = inside ? rounded<bf16>(x[j] + v[j]) : 0.0f;
-      const float squares = squares_of_group(x),
-                  y[kQuad] = {x[0] * o.weight.x, x[1] * o.weight.y, x[2] * o.weight.z, x[3] * o.weight.w};
-      Rows::post(f.to, o.group, y, squares, inside);
-      if (inside) {
-        quad(f.kept + o.kept) = pack4(x);
-        if (bf16* const sum = f.next->norm.sum) quad(sum + o.at) = pack4(x);
-      }
-    } else if (o.next == Next::rows) {
-      Rows::post(f.to, o.group, result, 0, inside);
-    }
-    if (inside && !in_parts) leave_results(product, o, v, other, result);
-    if (kWhole) break;
+  for (int j = 0; j < kQuad; ++j) {
+    v[j] *= o.factor * scale, other[j] *= o.other_factor * scale;
+    result[j] = in_parts || product.wide_output ? v[j] : rounded<bf16>(v[j]);
   }
+  if (pair) activate(result, v, other, product.swapped);
+  if (o.next == Next::floats)
+    post_floats(f.to, static_cast<int>(blockIdx.x % product.splits) * rows * product.items + o.group, v, inside);
+  else if (o.next == Next::halves)
+    post_halves<false>(f.to, o.group, result, inside);
+  else if (o.next == Next::rows)
+    Rows::post(f.to, o.group, result, 0, inside);
+  if (inside && !in_parts) leave_results(product, o, pair ? v : result, other, result);
+}
+
+// Quads of a round's outputs.
+__device__ inline int quads_of(const Share& share, int items, int rows) {
+  return ((items + share.pair) >> share.pair) * rows * (kElements / kQuad);
 }
 
 }  // namespace q4::gpu::decode

@@ -201,12 +201,13 @@ __device__ inline float scale_of(const DecodeNorm& norm, const float* squares, i
   return rsqrtf(__fdividef(total, static_cast<float>(norm.width)) + norm.eps);
 }
 
-// What the norm as an op would leave, a share by every block that has work in the product's phase.
+// What the norm as an op would leave, a share by every block that has work in the product's phase: by `threads` threads,
+// whole warps, of which this is number `thread`.
 template <typename Rows>
 __device__ inline void leave_norm(const DecodeNorm& norm, const Exchange& source, const float* squares, int rows,
-                                  int groups_of_product) {
-  if (norm.rstd && blockIdx.x == 0 && threadIdx.x < 32) {
-    const int row = threadIdx.x;
+                                  int groups_of_product, int thread, int threads) {
+  if (norm.rstd && blockIdx.x == 0 && thread < 32) {
+    const int row = thread;
     const float scale = scale_of<Rows>(norm, squares, min(row, rows - 1));
     if (row < rows) norm.rstd[row] = scale;
   }
@@ -216,7 +217,7 @@ __device__ inline void leave_norm(const DecodeNorm& norm, const Exchange& source
   for (int row = 0; row < rows; ++row) {
     const float scale = scale_of<Rows>(norm, squares, row);
 #pragma unroll 1
-    for (int i = threadIdx.x * blocks + blockIdx.x; i < in_row; i += kThreads * blocks) {
+    for (int i = thread * blocks + blockIdx.x; i < in_row; i += threads * blocks) {
       float v[kQuad];
       Rows::read(v, source, row * (in_row / 4) + i / 4, i % 4);
 #pragma unroll

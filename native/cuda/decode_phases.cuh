@@ -5,15 +5,15 @@
 #include <algorithm>
 
 #include "cuda/decode_attention.cuh"
-#include "cuda/decode_finish.cuh"
+#include "cuda/decode_finisher.cuh"
 
 namespace q4::gpu::decode {
 
 // Shared memory: rings | the chain's phases | what attentions share | the block's shares of the products | lists of their
-// items | and of the warps' segments | what norms keep of x | x, or what attentions need | sums | squares | weights of the
-// next norm | globals | what else a block remembers.
+// items | and of the teams' segments | what norms keep of x | constants of products | x, or what attentions need | sums |
+// squares | globals | what else a block remembers.
 struct Layout {
-  int table, sequences, shares, done, segments, kept, x, sums, squares, norm_weight, globals, common, total;
+  int table, sequences, shares, done, segments, kept, constants, x, sums, squares, globals, common, total;
   int sums_buffers;
 };
 
@@ -43,11 +43,11 @@ Layout layout_for(int rows, const Needs& needs) {
   l.done = l.shares + align(needs.shapes * static_cast<int>(sizeof(Share)));
   l.segments = l.done + align(needs.items * static_cast<int>(sizeof(Done)));
   l.kept = l.segments + align(needs.segments * static_cast<int>(sizeof(Segment)));
-  l.x = l.kept + align(needs.kept * 2);
+  l.constants = l.kept + align(needs.kept * 2);
+  l.x = l.constants + align(Rows::kConstants);
   l.sums = l.x + std::max(align(Rows::bytes(rows, needs.tiles)), align(needs.attention));
   l.squares = l.sums + l.sums_buffers * kRoundSums<typename Rows::Tiles> * Rows::Tiles::kGroup * rows * 4;
-  l.norm_weight = l.squares + align(rows * kSquares<Rows> * 4);
-  l.globals = l.norm_weight + (Rows::kExactly ? align(needs.kept * 4) : 0);
+  l.globals = l.squares + align(rows * kSquares<Rows> * 4);
   l.common = l.globals + align(needs.phases * 3 * 4);
   l.total = l.common + static_cast<int>(sizeof(Common));
   return l;
@@ -64,21 +64,36 @@ __device__ inline T& place(int offset) {
   return *reinterpret_cast<T*>(shared_memory() + offset);
 }
 
-// The block's share of a product, from x in shared memory to what is handed on. arrived: where given, the count that is told
-// before the last outputs are finished.
-template <typename Rows, int kDepth, typename FinishOf>
-__device__ inline void multiply_phase(const DecodePhase& phase, int rows, const Share& share, const Segment* segment,
-                                      const Done* done, const uint8_t* x, const Layout& layout,
-                                      const Rings<typename Rows::Tiles, kDepth>& rings, uint32_t* arrived,
-                                      FinishOf&& finish_of) {
+__device__ inline Table table_of(const DecodeChain& chain, const Layout& layout) {
+  return {&place<DecodePhase>(layout.table), &place<Share>(layout.shares), &place<Segment>(layout.segments),
+          chain.phases, chain.rows};
+}
+__device__ inline Finish finish_of(const DecodeChain& chain, const Layout& layout, int p) {
+  const DecodePhase* const phase = &place<DecodePhase>(layout.table) + p;
+  return {&place<float>(layout.globals) + p * 3, &place<bf16>(layout.kept),
+          exchange_of(chain, place<Common>(layout.common).first_tag, p), p + 1 == chain.phases ? nullptr : phase + 1};
+}
+template <typename Rows>
+__device__ inline float* sums_of(const Layout& layout, int rows, int buffer) {
+  return &place<float>(layout.sums) + buffer * (kRoundSums<typename Rows::Tiles> * Rows::Tiles::kGroup) * rows;
+}
+
+// What a warp has of a product: found before x is there.
+template <typename Rows, int kDepth>
+struct Multiplier {
   using Tiles = typename Rows::Tiles;
-  const int warp = threadIdx.x / 32, part = warp % Tiles::kTeam, rounds = share.rounds();
-  float* const sums = &place<float>(layout.sums);
-  WeightStream<Tiles, kDepth> weights(rings);
-  Rows of_x(x, share.tiles, rows);
-  for (int round = 0; round < rounds; ++round) {
-    const int items = share.items(round);
-    float* const buffer = sums + (round % layout.sums_buffers) * kRoundSums<Tiles> * Tiles::kGroup * rows;
+  WeightStream<Tiles, kDepth> weights;
+  Rows of_x;
+  const Segment* segment;
+
+  __device__ Multiplier(const Table& table, const Share& share, const uint8_t* x, const uint8_t* constants, int rows)
+      : weights({shared_address(shared_memory())}),
+        of_x(x, constants, share.tiles, rows),
+        segment(table.segments + share.segments[threadIdx.x / 32 / Tiles::kTeam]) {}
+
+  // The warp's tiles of a round, whose sums it leaves.
+  __device__ void round(const Share& share, float* sums, int rows) {
+    const int warp = threadIdx.x / 32, part = warp % Tiles::kTeam;
     for (bool last = false; !last;) {
       const Segment now = *segment++;
       last = now.last;
@@ -90,18 +105,42 @@ __device__ inline void multiply_phase(const DecodePhase& phase, int rows, const 
         weights.give();
       }
       if (now.count == 0) continue;
-      of_x.leave(buffer + place_of_sums<Tiles>(now.which, warp / Tiles::kTeam, part) * Tiles::kGroup * rows, rows);
+      of_x.leave(sums + place_of_sums<Tiles>(now.which, warp / Tiles::kTeam, part) * Tiles::kGroup * rows, rows);
       of_x.reset();
     }
-    if (round + 1 == rounds) weights.keep();
-    const Finish f = finish_of();
-    Outputs first{};
-    if (warp * 8 < ((items + share.pair) >> share.pair) * rows)  // whole warps
-      first = outputs_of<Rows>(phase, share, items, done, rows, round, threadIdx.x, f);
-    block_sync();
-    if (arrived && round + 1 == rounds && threadIdx.x == kThreads - 1) announce(arrived);
-    finish<Rows>(phase, share, items, buffer, rows, round, done, first, f);
-    if (layout.sums_buffers == 1) block_sync();
+  }
+};
+
+// All that the warp does which finishes outputs.
+template <typename Rows>
+__device__ __forceinline__ void finish_products(const DecodeChain& chain, const Layout& layout) {
+  const int rows = rows_of<Rows>(chain.rows), lane = threadIdx.x % 32;
+#pragma unroll 1
+  for (int p = 0; p < chain.phases; ++p) {
+    const Table table = table_of(chain, layout);
+    const DecodePhase& phase = table.phase[p];
+    if (phase.kind != PhaseKind::product) continue;
+    const Share& share = table.share[phase.product.shape];
+    if (share.count == 0) continue;
+    const Done* const done = &place<Done>(layout.done) + share.done;
+    const Finish f = finish_of(chain, layout, p);
+    const auto staged = [&] {
+      meet(Barrier::staged);
+      const float* const squares = &place<float>(layout.squares);
+      // What it reads may be written over once others have what this block makes of it.
+      if (phase.norm.weight)
+        leave_norm<Rows>(phase.norm, copy_of<true>(exchange_of(chain, place<Common>(layout.common).first_tag, p - 1)),
+                         squares, rows, (phase.product.items + share.pair) >> share.pair, lane, kFinishThreads);
+      return scale_of_product<Rows>(phase, squares, row_of_outputs(lane, rows));
+    };
+    const float* const sums = sums_of<Rows>(layout, rows, 0);
+    const Made made = made_of(phase.product, !f.next);
+    if (made == Made::sum)
+      finish_rounds<Rows, Made::sum>(phase, share, done, rows, sums, f, staged);
+    else if (made == Made::activated)
+      finish_rounds<Rows, Made::activated>(phase, share, done, rows, sums, f, staged);
+    else
+      finish_rounds<Rows, Made::same>(phase, share, done, rows, sums, f, staged);
   }
 }
 
@@ -128,7 +167,7 @@ __device__ inline void prefetch(const DecodeAttention& call, int rows, const Seq
 }
 
 // The phases and what attentions share, from the kernel's parameters to shared memory.
-template <typename Tiles>
+template <typename Rows>
 __device__ inline void copy_parameters(const DecodeChain& chain, const Layout& layout) {
   // Several at a time, and by generic loads: the constant cache takes one at a time.
   constexpr int kAtOnce = 8;
@@ -158,12 +197,13 @@ __device__ inline void copy_parameters(const DecodeChain& chain, const Layout& l
       sequences.turns[i / (D / 2)][i % (D / 2)] = make_float2(cosine, sine);
     }
   }
+  Rows::set_constants(&place<uint8_t>(layout.constants));
   __syncthreads();
   if (threadIdx.x < static_cast<unsigned>(chain.phases)) {
     const DecodePhase& phase = (&place<DecodePhase>(layout.table))[threadIdx.x];
     if (phase.kind == PhaseKind::product) {
       if (phase.product.first_of_shape)
-        share_out<Tiles>((&place<Share>(layout.shares))[phase.product.shape], phase.product);
+        share_out<typename Rows::Tiles>((&place<Share>(layout.shares))[phase.product.shape], phase.product);
       for (int m = 0; m < phase.product.matrices; ++m)
         (&place<float>(layout.globals))[threadIdx.x * 3 + m] = *phase.product.matrix[m].global;
     }
@@ -179,105 +219,113 @@ __device__ inline void copy_parameters(const DecodeChain& chain, const Layout& l
     const DecodePhase& phase = (&place<DecodePhase>(layout.table))[p];
     if (phase.kind != PhaseKind::product || !phase.product.first_of_shape) continue;
     Share& share = (&place<Share>(layout.shares))[phase.product.shape];
-    list_done<Tiles>(share, phase.product, &place<Done>(layout.done));
+    list_done<typename Rows::Tiles>(share, phase.product, &place<Done>(layout.done));
     if (static_cast<int>(threadIdx.x) / 32 == phase.product.shape % kWarps)
-      list_segments<Tiles>(share, phase.product, phase.product.segments, &place<Segment>(layout.segments));
+      list_segments<typename Rows::Tiles>(share, phase.product, phase.product.segments, &place<Segment>(layout.segments));
   }
   __syncthreads();
 }
 
-__device__ inline Table table_of(const DecodeChain& chain, const Layout& layout) {
-  return {&place<DecodePhase>(layout.table), &place<Share>(layout.shares), &place<Segment>(layout.segments),
-          chain.phases, chain.rows};
-}
+// What a phase is linked with, found when it is wanted: nothing stays in registers from phase to phase, attentions need them.
+template <bool kWhole>
+struct Here {
+  const DecodeChain& chain;
+  const Layout& layout;
+  int p;
 
-// The weights that a phase's sums meet in the next norm, while the block still waits.
-template <typename Rows>
-__device__ inline void fetch_norm_weight(const DecodeNorm& norm, const Share& share, float4* to) {
-#pragma unroll 1
-  for (int i = threadIdx.x; i < share.count * (kElements / kQuad); i += kThreads)
-    copy_async(shared_address(to + i), norm.weight + share.item(i / 4) * kElements + i % 4 * kQuad, true);
-  copy_commit();
-}
+  __device__ const DecodePhase& phase(int which) const { return (&place<DecodePhase>(layout.table))[which]; }
+  __device__ int rows() const { return chain.rows; }
+  __device__ int blocks() const { return gridDim.x; }
+  __device__ const Sequences& sequences() const { return place<Sequences>(layout.sequences); }
+  __device__ float* attention_parts() const { return chain.attention_parts; }
+  __device__ uint32_t* tickets() const { return chain.tickets; }
+  __device__ Exchange exchange(int which) const {
+    asm volatile("" : "+r"(which));  // not before it is wanted
+    return exchange_of(chain, place<Common>(layout.common).first_tag, which);
+  }
+  __device__ Exchange from() const { return copy_of<kWhole>(exchange(p - 1)); }
+  __device__ Exchange to() const { return exchange(p); }
+  __device__ void await() const { gpu::decode::await<!kWhole>(chain.counters + 3 + p - 1, phase(p - 1).arrivals); }
+  // A count that nobody waits for, of the last phase, or before an attention that looks at tags alone, might come too late
+  // to be set back.
+  __device__ bool awaited() const {
+    return p + 1 < chain.phases && !(kWhole && phase(p + 1).kind == PhaseKind::attention);
+  }
+  __device__ void arrive() const {
+    if (awaited()) gpu::decode::arrive<!kWhole>(chain.counters + 3 + p);
+  }
+};
 
 // What those that compute do.
 template <typename Rows, int kDepth>
 __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layout& layout) {
   constexpr bool kWhole = Rows::kExactly > 0;
   const int rows = rows_of<Rows>(chain.rows);
-  // The first phase reads what others may write over.
-  const auto settle = [&] { grid_sync(chain.counters); };
-
 #pragma unroll 1
   for (int p = 0; p < chain.phases; ++p) {
-    // Nothing but p stays in registers from phase to phase: attentions need them all.
+    const Here<kWhole> here{chain, layout, p};
     const Table table = table_of(chain, layout);
-    Common& common = place<Common>(layout.common);
     const DecodePhase& phase = table.phase[p];
-    const bool last = p + 1 == chain.phases;
-    if (!last && table.phase[p + 1].kind == PhaseKind::attention)
-      prefetch(table.phase[p + 1].attention, rows, place<Sequences>(layout.sequences));
-    const Exchange to = exchange_of(chain, common.first_tag, p),
-                   from = copy_of<kWhole>(exchange_of(chain, common.first_tag, p - 1));
-    bf16* const kept = &place<bf16>(layout.kept);
-    uint32_t* const arrived = chain.counters + 3 + p;
-    // A count that nobody waits for, of the last phase, or before an attention that looks at tags alone, might come too late
-    // to be set back.
-    const bool awaited = !last && !(kWhole && table.phase[p + 1].kind == PhaseKind::attention);
-    const auto arrive_here = [&] {
-      if (awaited) arrive<!kWhole>(arrived);
-    };
-    const auto await_before = [&] { await<!kWhole>(arrived - 1, table.phase[p - 1].arrivals); };
+    if (p + 1 < chain.phases && table.phase[p + 1].kind == PhaseKind::attention)
+      prefetch(table.phase[p + 1].attention, rows, here.sequences());
     if (phase.kind == PhaseKind::attention) {
-      attend<Rows>(phase.attention, from, to, table, place<Sequences>(layout.sequences), chain.attention_parts,
-                   chain.tickets, place<AttentionMemory>(layout.x), await_before, arrive_here);
+      attend<Rows>(phase.attention, here, place<AttentionMemory>(layout.x));
     } else if (phase.kind == PhaseKind::product) {
       const Share& share = table.share[phase.product.shape];
       if (share.count > 0) {
         uint8_t* const x = &place<uint8_t>(layout.x);
         float* const squares = &place<float>(layout.squares);
-        float4* const norm_weight = &place<float4>(layout.norm_weight);
+        Multiplier<Rows, kDepth> multiplier(table, share, x, &place<uint8_t>(layout.constants), rows);
+        const int rounds = share.rounds();
+        here.await();
         if constexpr (kWhole) {
-          if (phase.product.adds) fetch_norm_weight<Rows>((&phase + 1)->norm, share, norm_weight);
-          Rows::clear(x);
-        }
-        await_before();
-        if constexpr (kWhole)
-          stage_pieces<Rows>(phase, from, share, x, squares);
-        else
-          stage_rows<Rows>(phase, from, rows, share, x, squares, shared_address(&common.rows_barrier),
-                           common.rows_parity);
-        copy_wait<0>();
-        block_sync();
-        if (!kWhole && threadIdx.x == 0) common.rows_parity ^= 1;
-        const auto leave_norm_here = [&] {
+          stage_pieces<Rows>(phase, here.from(), share, x, squares);
+          meet(Barrier::staged);
+          for (int round = 0; round < rounds; ++round) {
+            if (round >= 2) meet(Barrier::read, round % 2);
+            multiplier.round(share, sums_of<Rows>(layout, rows, round % 2), rows);
+            tell(Barrier::left, round % 2);
+          }
+          // Before the results are there.
+          if (threadIdx.x == kThreads - 1 && here.awaited()) announce(chain.counters + 3 + p);
+          multiplier.weights.keep();
+        } else {
+          Common& common = place<Common>(layout.common);
+          stage_rows<Rows>(phase, here.from(), rows, share, x, squares, shared_address(&common.rows_barrier), common.rows_parity);
+          block_sync();
+          if (threadIdx.x == 0) common.rows_parity ^= 1;
+          const Done* const done = &place<Done>(layout.done) + share.done;
+          for (int round = 0; round < rounds; ++round) {
+            const int items = share.items(round), quads = quads_of(share, items, rows);
+            float* const sums = sums_of<Rows>(layout, rows, round % layout.sums_buffers);
+            multiplier.round(share, sums, rows);
+            const Finish f = finish_of(chain, layout, p);
+            block_sync();
+#pragma unroll 1
+            for (int i = threadIdx.x; i / 32 * 32 < quads; i += kThreads)
+              finish<Rows>(phase, sums, rows, outputs_of<Rows>(phase, share, items, done, rows, round, i, f),
+                           scale_of_product<Rows>(phase, squares, row_of_outputs(i, rows)), f);
+            if (layout.sums_buffers == 1) block_sync();
+          }
+          multiplier.weights.keep();
           if (phase.norm.weight)
-            leave_norm<Rows>(phase.norm, from, squares, rows, (phase.product.items + share.pair) >> share.pair);
-        };
-        // What it reads may be written over once others have what this block makes of it, or, of more rows, its arrival.
-        if constexpr (kWhole) leave_norm_here();
-        const Rings<typename Rows::Tiles, kDepth> rings{shared_address(shared_memory())};
-        multiply_phase<Rows, kDepth>(phase, rows, share, table.segments + share.segments[threadIdx.x / 32 / Rows::Tiles::kTeam],
-                                     &place<Done>(layout.done) + share.done, x, layout, rings,
-                                     kWhole && awaited ? arrived : nullptr, [&] {
-                                       return Finish{&place<float>(layout.globals) + p * 3,
-                                                     squares,
-                                                     kept,
-                                                     norm_weight,
-                                                     exchange_of(chain, place<Common>(layout.common).first_tag, p),
-                                                     last ? nullptr : &phase + 1};
-                                     });
-        if constexpr (!kWhole) leave_norm_here(), arrive_here();
+            leave_norm<Rows>(phase.norm, here.from(), squares, rows, (phase.product.items + share.pair) >> share.pair,
+                             threadIdx.x, kThreads);
+          here.arrive();
+        }
       }
     } else {
       const DecodePhase& before = table.phase[max(p, 1) - 1];
       const int splits = before.kind == PhaseKind::product && before.product.splits > 1 ? before.product.splits : 0;
-      if (!kWhole && p > 0) await_before();
+      // The first phase reads what others may write over.
+      const auto settle = [&] { grid_sync(chain.counters); };
+      if (!kWhole && p > 0) here.await();
       if (kWhole || phase.kind == PhaseKind::sum)
-        sum_rows<Rows>(phase.norm, kWhole || p == 0, from, splits, rows, kept, to, settle);
+        sum_rows<Rows>(phase.norm, kWhole || p == 0, here.from(), splits, rows, &place<bf16>(layout.kept), here.to(),
+                       settle);
       else
-        join_rows(phase.norm, from, splits, rows);
-      arrive_here();
+        join_rows(phase.norm, here.from(), splits, rows);
+      here.arrive();
     }
   }
   if (threadIdx.x == 0 && atomicAdd(chain.counters + 1, 1u) == gridDim.x - 1) {
@@ -287,18 +335,22 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
 }
 
 template <typename Rows, int kDepth>
-__global__ void __launch_bounds__(kBlockThreads, 1)
+__global__ void __launch_bounds__(kBlockThreads<(Rows::kExactly > 0)>, 1)
     chain_kernel(const __grid_constant__ DecodeChain chain, const __grid_constant__ Layout layout) {
 #if __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200  // 12.x has not the shared memory
   const Rings<typename Rows::Tiles, kDepth> rings{shared_address(shared_memory())};
   rings.init();
-  copy_parameters<typename Rows::Tiles>(chain, layout);
-  if (threadIdx.x >= kThreads) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kBringRegisters));
-    fill_rings(chain.maps, table_of(chain, layout), rings);
-  } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kComputeRegisters));
+  copy_parameters<Rows>(chain, layout);
+  constexpr bool kFew = Rows::kExactly > 0;
+  const int servant = static_cast<int>(threadIdx.x / 32) - kWarps;
+  if (servant < 0) {
+    if constexpr (!kFew) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kComputeRegisters));
     run_phases<Rows, kDepth>(chain, layout);
+  } else if (servant < kBringers<kFew>) {
+    if constexpr (!kFew) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kBringRegisters));
+    fill_rings<Rows::Tiles::kTeams / kBringers<kFew>>(chain.maps, table_of(chain, layout), rings);
+  } else if constexpr (kFew) {
+    finish_products<Rows>(chain, layout);
   }
 #endif
 }

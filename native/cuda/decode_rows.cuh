@@ -83,7 +83,9 @@ struct RowsBf16 {
   uint32_t x[kTiles];
   float sum[kTiles][4], other[kTiles][4];  // two, so that products need not wait for each other
 
-  __device__ RowsBf16(const uint8_t* memory, int tiles, int rows) {
+  static constexpr int kConstants = 0;
+  __device__ static void set_constants(uint8_t*) {}
+  __device__ RowsBf16(const uint8_t* memory, const uint8_t*, int tiles, int rows) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int t = 0; t < kTiles; ++t)
@@ -160,7 +162,7 @@ __device__ inline uint32_t look_up(uint32_t low, uint32_t high, uint32_t nibbles
 // that a nibble with its top bit set finds 0. The positive codes find 2m in one table, by themselves; the negative ones
 // find 128 − m in the other, by their complement: the sum of the first and twice the second is the byte, and nothing is
 // carried into the next.
-// Some numbers are read from shared memory, in front of x, because the compiler must not know them. The first half of a
+// Some numbers are read from shared memory, because the compiler must not know them. The first half of a
 // table, were it known, would be moved into a register anew for every look-up. The complement, a product with −1, and the
 // sum, one with 2, would become logic and additions: those and the look-ups share a pipe, which is the bottleneck here;
 // products have another.
@@ -202,6 +204,13 @@ constexpr bool tables_hold() {
 }
 static_assert(tables_hold());
 
+// To 1 ulp; denormals count as zero.
+__device__ inline float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 template <int kCount>  // rows of x
 struct RowsInt8 {
   static constexpr int kExactly = kCount;
@@ -214,49 +223,51 @@ struct RowsInt8 {
   static constexpr float kLargest = 127 * 128;
 
   // A row of x: for every tile, unit and block of a lane, the high and low digits of lane c = 0, 1, 2, 3; then for every
-  // block its scale. In front of all rows zeros and the decoder's numbers. Columns 2c and 2c + 1 of a product are the
+  // block its scale. Columns 2c and 2c + 1 of a product are the
   // digits that only lanes c multiply, so that its four lanes keep their blocks apart.
   static constexpr int kUnits = kTile / kUnit, kBlocks = 2 * kUnits;  // blocks: of a lane and tile
   static constexpr int kBlockBytes = 4 * 2 * 16, kTileBytes = kBlocks * kBlockBytes, kScaleBytes = 4 * kBlocks * 4;
-  static constexpr int kZeros = 128, kFront = 256;
-  static_assert(kUnits == 2 && kZeros + Decoder::kWords * 4 <= kFront);
+  static constexpr int kZeros = 128, kConstants = kZeros + Decoder::kWords * 4;
+  static_assert(kUnits == 2);
   __host__ __device__ static int row_bytes(int tiles) { return tiles * (kTileBytes + kScaleBytes); }
-  __host__ __device__ static int bytes(int rows, int tiles) { return kFront + rows * row_bytes(tiles); }
+  __host__ __device__ static int bytes(int rows, int tiles) { return rows * row_bytes(tiles); }
 
   // Four neighbouring lanes hand on a group, which is a block, with a number of it: called by whole warps. Piece k has the
   // high digits of elements [4k, +4), the low ones, and: the scale, the number.
   __device__ static void post(const Exchange& to, int group, const float (&v)[kQuad], float extra, bool inside) {
     float largest = 0;
 #pragma unroll
-    for (int j = 0; j < kQuad; ++j) largest = amax_step(largest, v[j]);
-    largest = amax_step(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
-    largest = amax_step(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
-    const float inverse = largest > 0x1p-100f ? __fdividef(kLargest, largest) : 0.0f;
-    uint32_t high[kQuad], low[kQuad];
+    for (int j = 0; j < kQuad; ++j) largest = largest_magnitude(largest, v[j]);
+    largest = largest_magnitude(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
+    largest = largest_magnitude(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
+    const float inverse = largest > 0x1p-100f ? kLargest * reciprocal(largest) : 0.0f;
+    // Rounded to an integer by adding 1.5 · 2^23, below which a float has no more bits. With 64 more the upper eight bits of
+    // fifteen are the high digit, and the lower seven, less 64, the low one.
+    uint32_t number[kQuad];
 #pragma unroll
-    for (int j = 0; j < kQuad; ++j) {
-      // Rounded to an integer by adding 1.5 · 2^23, below which a float has no more bits.
-      const int number = __float_as_int(fmaf(v[j], inverse, __int_as_float(Decoder::kMagic))) - Decoder::kMagic;
-      const int upper = (number + 64) >> 7;
-      high[j] = static_cast<uint32_t>(upper), low[j] = static_cast<uint32_t>(number - upper * 128);
-    }
-    const auto bytes = [](const uint32_t(&b)[kQuad]) {
-      return __byte_perm(__byte_perm(b[0], b[1], 0x0040), __byte_perm(b[2], b[3], 0x0040), 0x5410);
-    };
+    for (int j = 0; j < kQuad; ++j)
+      number[j] = __float_as_uint(fmaf(v[j], inverse, __int_as_float(Decoder::kMagic + 64)));
+    const uint32_t first = __byte_perm(number[0], number[1], 0x0040), second = __byte_perm(number[2], number[3], 0x0040),
+                   bits = (__byte_perm(first, second, 0x5410) & 0x7f7f7f7f) ^ 0x40404040,
+                   low = bits | (bits & 0x40404040) << 1;
+#pragma unroll
+    for (int j = 0; j < kQuad; ++j) number[j] <<= 1;
+    const uint32_t high = __byte_perm(__byte_perm(number[0], number[1], 0x0051),
+                                      __byte_perm(number[2], number[3], 0x0051), 0x5410);
     const int k = threadIdx.x % 4;
     if (inside)
-      decode::post<true>(to, group * kGroupPieces + k, bytes(high), bytes(low),
+      decode::post<true>(to, group * kGroupPieces + k, high, low,
                          __float_as_uint(k ? extra : largest * (0x1p100f / kLargest)));
   }
   // Where a piece of the share's row is kept: its digits, and the scale of its block.
   __device__ static uint32_t* digits_of(uint8_t* x, int tiles, int row, int piece) {
-    uint8_t* const base = x + kFront + row * row_bytes(tiles);
+    uint8_t* const base = x + row * row_bytes(tiles);
     const int block = piece / 4, k = piece % 4;
     return reinterpret_cast<uint32_t*>(base + block / 16 * kTileBytes + block % 4 * kBlockBytes + block / 4 % 4 * 32) +
            k;
   }
   __device__ static uint32_t* scale_place(uint8_t* x, int tiles, int row, int piece) {
-    return reinterpret_cast<uint32_t*>(x + kFront + row * row_bytes(tiles) + tiles * kTileBytes) + piece / 4;
+    return reinterpret_cast<uint32_t*>(x + row * row_bytes(tiles) + tiles * kTileBytes) + piece / 4;
   }
   static_assert(kThreads % (kTile / kQuad) == 0);  // pieces so far apart lie kTilesApart tiles apart
   static constexpr int kTilesApart = kThreads / (kTile / kQuad);
@@ -271,28 +282,28 @@ struct RowsInt8 {
       v[j] = static_cast<float>(digit(piece[0].x, j) * 128 + digit(piece[0].y, j)) *
              (__uint_as_float(first[0].z) * 0x1p-100f);
   }
-  // What stands in front of all rows.
-  __device__ static void clear(uint8_t* x) {
+  // What products need beside x: zeros, and the decoder's numbers. By the first threads of the block.
+  __device__ static void set_constants(uint8_t* constants) {
     const int i = threadIdx.x;
-    if (i < kFront / 4)
-      reinterpret_cast<uint32_t*>(x)[i] =
-          i >= kZeros / 4 && i < kZeros / 4 + Decoder::kWords ? Decoder::word(i - kZeros / 4) : 0;
+    if (i < kConstants / 4)
+      reinterpret_cast<uint32_t*>(constants)[i] = i < kZeros / 4 ? 0 : Decoder::word(i - kZeros / 4);
   }
 
   Decoder decoder;
   uint32_t x[kCount], scales[kCount], step;
   float sum[kCount][2];  // of rows g and g + 8 of W, of this lane's blocks
 
-  __device__ RowsInt8(const uint8_t* memory, int tiles, int) : decoder(shared_address(memory) + kZeros) {
+  // constants: at a multiple of 128, as memory is.
+  __device__ RowsInt8(const uint8_t* memory, const uint8_t* constants, int tiles, int)
+      : decoder(shared_address(constants) + kZeros) {
     const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
-    const uint32_t base = shared_address(memory);
     const bool mine = g / 2 == c;
     step = mine ? kBlockBytes : 0;
 #pragma unroll
     for (int r = 0; r < kCount; ++r) {
-      const uint32_t row = base + kFront + r * row_bytes(tiles);
+      const uint32_t row = shared_address(memory) + r * row_bytes(tiles);
       // The zeros are read from banks that the others, in the same moment, do not use.
-      x[r] = mine ? row + g * 16 : base + ((g / 2 * 32 + 64) & 127);
+      x[r] = mine ? row + g * 16 : shared_address(constants) + ((g / 2 * 32 + 64) & 127);
       scales[r] = row + tiles * kTileBytes + c * 16;
     }
     reset();

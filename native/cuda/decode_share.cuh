@@ -1,19 +1,42 @@
 // How the products of a decode chain are dealt out: to blocks by groups of rows of W, in a block to teams of warps by strips.
 #pragma once
 #include "cuda/decode_chain.h"
+#include "cuda/mma.cuh"
 
 namespace q4::gpu::decode {
 
-// Those that compute, and with them some that have the weights brought (four, because registers are given to that many).
-constexpr int kWarps = 16, kThreads = kWarps * 32, kBringers = 4, kBlockThreads = kThreads + kBringers * 32;
-// Registers: of 96 a thread, which so many threads may have in the beginning, those that compute take what others leave.
+// The warps of a block: those that compute, those that have the weights brought, and, of few rows (kFew), one that finishes
+// outputs.
+constexpr int kWarps = 16, kThreads = kWarps * 32, kFinishThreads = 32;
+template <bool kFew>
+constexpr int kBringers = kFew ? 2 : 4;
+template <bool kFew>
+constexpr int kBlockThreads = kThreads + kBringers<kFew> * 32 + (kFew ? kFinishThreads : 0);
+// Registers of more rows: of 96 a thread, which so many threads may have, those that bring weights leave most to the others.
 constexpr int kComputeRegisters = 112, kBringRegisters = 32;
-static_assert(kWarps * kComputeRegisters + kBringers * kBringRegisters <= (kWarps + kBringers) * 96);
+static_assert(kThreads * kComputeRegisters + kBringers<false> * 32 * kBringRegisters <= kBlockThreads<false> * 96);
 
 constexpr int kUnit = 128;  // inputs of a step of a product
 
-// Of those that compute.
+// Barriers of those that compute (all: alone), and of these with those that finish: x is staged; the sums of a round are
+// left, or have been read, in either buffer.
+enum class Barrier : int { all = 1, staged = 2, left = 3, read = 5 };
 __device__ inline void block_sync() { asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory"); }
+__device__ inline void meet(Barrier barrier, int buffer = 0) {
+  asm volatile("bar.sync %0, %1;" ::"r"(static_cast<int>(barrier) + buffer), "n"(kThreads + kFinishThreads) : "memory");
+}
+__device__ inline void tell(Barrier barrier, int buffer) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(static_cast<int>(barrier) + buffer), "n"(kThreads + kFinishThreads)
+               : "memory");
+}
+
+// What is in shared memory, read again: without this the compiler holds dozens of pointers in registers all along.
+template <typename T>
+__device__ inline const T& reread(const T& x) {
+  uint32_t address = shared_address(&x);
+  asm volatile("" : "+r"(address));
+  return *static_cast<const T*>(__cvta_shared_to_generic(address));
+}
 
 // Tiles of W: kGroup rows (of a pair, half of them of each matrix) and kTile inputs. A warp multiplies one at a time, and
 // the kTeam warps of a team those of a strip, side by side. In shared memory a tile's codes lie row by row, 128 bytes each,

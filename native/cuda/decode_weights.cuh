@@ -137,13 +137,12 @@ class WeightStream {
 // the lanes would do for those, but what other loads of the multiprocessor bring is handed out in the order in which it
 // was asked for: a phase would wait for the scales of the next.) With boxes of a single tile a multiprocessor did not get
 // more than two thirds of what memory can give.
-template <typename Tiles, int kDepth>
+template <int kRingsOfWarp, typename Tiles, int kDepth>
 __device__ inline void fill_rings(const DecodeMaps* maps, const Table& table, const Rings<Tiles, kDepth>& rings) {
-  constexpr int kOfWarp = Tiles::kTeams / kBringers;
   constexpr int kPause = 100;  // nanoseconds: those that compute need the time that looking takes
-  const int lane = threadIdx.x % 32, team = (threadIdx.x / 32 - kWarps) * kOfWarp + lane;
-  if (lane >= kOfWarp) return;
-  constexpr uint32_t kLanes = (1u << kOfWarp) - 1;
+  const int lane = threadIdx.x % 32, team = (threadIdx.x / 32 - kWarps) * kRingsOfWarp + lane;
+  if (lane >= kRingsOfWarp) return;
+  constexpr uint32_t kLanes = (1u << kRingsOfWarp) - 1;
   const Segment *next = nullptr, *end = nullptr;
   int phase = -1, at = 0;
   uint32_t parity = 1;  // places that were never used are free

@@ -1,0 +1,117 @@
+// The warp that finishes outputs, of few rows: from the sums that the others leave to what the next phase takes. Everybody
+// waits for that, so it is kept short: what does not depend on the sums is found before they are there, and what is done
+// with them is compiled for each case.
+#pragma once
+#include "cuda/decode_finish.cuh"
+
+namespace q4::gpu::decode {
+
+// What is made of a product's outputs: a sum with what is kept, silu(gate)·up, or neither.
+enum class Made { sum, activated, same };
+__device__ inline Made made_of(const DecodeProduct& product, bool last) {
+  return product.paired ? Made::activated : product.adds && !last ? Made::sum : Made::same;
+}
+
+// Where outputs are fewer than lanes, several lanes have the same ones: each adds some of the parts, and then they add up
+// what they have. Lanes `apart` from each other, of which this is number `number`, of `count`.
+struct Helpers {
+  int number, count, apart;
+  __device__ Helpers(int lane, int quads) {
+    apart = quads <= 8 ? 8 : quads <= 16 ? 16 : 32;
+    number = lane / apart, count = 32 / apart;
+  }
+  __device__ void add_up(float (&v)[kQuad]) const {
+#pragma unroll
+    for (int offset = 16; offset >= 8; offset /= 2) {
+      if (offset < apart) break;
+      float theirs[kQuad];
+#pragma unroll
+      for (int j = 0; j < kQuad; ++j) theirs[j] = __shfl_xor_sync(0xffffffffu, v[j], offset);
+#pragma unroll
+      for (int j = 0; j < kQuad; ++j) v[j] += theirs[j];
+    }
+  }
+};
+
+// This lane's share of `parts` sums of a quad, step floats apart.
+template <int kAtOnce>
+__device__ inline void add_share(float (&v)[kQuad], const float* from, int parts, int step, const Helpers& helpers) {
+#pragma unroll
+  for (int j = 0; j < kQuad; ++j) v[j] = 0;
+#pragma unroll 1
+  for (int first = helpers.number; first < parts; first += kAtOnce * helpers.count) {
+    float4 a[kAtOnce];
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k)
+      if (first + k * helpers.count < parts)
+        a[k] = *reinterpret_cast<const float4*>(from + (first + k * helpers.count) * step);
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k)
+      if (first + k * helpers.count < parts) v[0] += a[k].x, v[1] += a[k].y, v[2] += a[k].z, v[3] += a[k].w;
+  }
+}
+
+// A product's rounds. sums: of two rounds, so many floats each. staged(): meets the others once x is staged, and returns what
+// scale_of_product says.
+template <typename Rows, Made kMade, typename Staged>
+__device__ inline void finish_rounds(const DecodePhase& phase, const Share& share, const Done* done, int rows,
+                                     const float* sums, const Finish& f, Staged&& staged) {
+  constexpr bool kPair = kMade == Made::activated;
+  constexpr int kSums = kRoundSums<typename Rows::Tiles> * kElements;
+  const DecodeProduct& product = phase.product;
+  const int lane = threadIdx.x % 32, rounds = share.rounds();
+  float scale = 1;
+#pragma unroll 1
+  for (int round = 0, first = 0; round < rounds;) {
+    const int items = share.items(round), quads = quads_of(share, items, rows), buffer = round % 2;
+    const Helpers helpers(lane, quads);
+    const Outputs o = outputs_of<Rows>(phase, share, items, done, rows, round, first + lane % helpers.apart, f);
+    if (round == 0 && first == 0) scale = staged();
+    const bool inside = o.count > 0 && helpers.number == 0;
+    const float* const from = sums + buffer * (kSums * rows) + o.from;
+    const float factor = o.factor * scale, other_factor = o.other_factor * scale;
+    uint2 before{};
+    if (kMade == Made::sum) before = quad(f.kept + o.kept);
+    if (first == 0) meet(Barrier::left, buffer);
+
+    float v[kQuad], other[kQuad], result[kQuad];
+    add_share<kPair ? 2 : 4>(v, from, o.parts, kElements * rows, helpers);
+    if (kPair) add_share<2>(other, from + kElements / 2, o.parts, kElements * rows, helpers);
+    helpers.add_up(v);
+    if (kPair) helpers.add_up(other);
+#pragma unroll
+    for (int j = 0; j < kQuad; ++j) {
+      v[j] *= factor;
+      if (kPair) other[j] *= other_factor;
+    }
+    if constexpr (kMade == Made::sum) {
+      float x[kQuad];
+      unpack4(x, before), unpack4(v, pack4(v));
+#pragma unroll
+      for (int j = 0; j < kQuad; ++j) x[j] += v[j];
+      const uint2 sum = pack4(x);
+      unpack4(x, sum);
+      const float y[kQuad] = {x[0] * o.weight.x, x[1] * o.weight.y, x[2] * o.weight.z, x[3] * o.weight.w};
+      Rows::post(f.to, o.group, y, squares_of_group(x), inside);
+      if (inside) {
+        quad(f.kept + o.kept) = sum;
+        if (bf16* const place = f.next->norm.sum) quad(place + o.at) = sum;
+      }
+    } else if constexpr (kMade == Made::activated) {
+      activate(result, v, other, product.swapped);
+      if (o.next == Outputs::Next::rows) Rows::post(f.to, o.group, result, 0, inside);
+    } else if (o.next == Outputs::Next::halves) {
+      post_halves<true>(f.to, o.group, v, inside);
+    } else if (o.next == Outputs::Next::rows) {
+      unpack4(v, pack4(v));
+      Rows::post(f.to, o.group, v, 0, inside);
+    }
+    if (inside) leave_results(product, o, v, other, result);
+    first += 32;
+    if (first < quads) continue;
+    if (round + 2 < rounds) tell(Barrier::read, buffer);
+    first = 0, ++round;
+  }
+}
+
+}  // namespace q4::gpu::decode
