@@ -93,7 +93,7 @@ struct Multiplier {
 
   // The warp's tiles of a round, whose sums it leaves.
   __device__ void round(const Share& share, float* sums, int rows) {
-    const int warp = threadIdx.x / 32, part = warp % Tiles::kTeam;
+    const int warp = threadIdx.x / 32, part = warp % Tiles::kTeam, tiles = share.tiles;
     for (bool last = false; !last;) {
       const Segment now = *segment++;
       last = now.last;
@@ -101,7 +101,7 @@ struct Multiplier {
       for (int i = 0; i < now.count; ++i) {
         const int tile = (now.strip + i) * Tiles::kTeam + part;
         const Stage stage = weights.take();
-        if (Tiles::kTeam == 1 || tile < share.tiles) of_x.multiply(stage, tile);
+        if (Tiles::kTeam == 1 || tile < tiles) of_x.multiply(stage, tile);
         weights.give();
       }
       if (now.count == 0) continue;

@@ -1,8 +1,9 @@
 // How a decode chain keeps the rows of x in shared memory and multiplies tiles of W with them. Two ways:
 //   RowsBf16: W becomes bf16, code · block scale exactly, for mma m16n8k16; eight rows of x a product.
 //   RowsInt8: for one or two rows, where decoding W is what costs: codes become int8 by table look-up, four times their
-//     value; x, block by block of sixteen, is a scale and two int8 digits (14 bits and sign: 64 times finer than bf16's
-//     rounding of the block's largest element). The products of a block are exact; both scales are applied to its sum.
+//     value; x, block by block of sixteen, is a scale and two int8 digits to base 64 (13 bits and sign: 32 times finer than
+//     bf16's rounding of the block's largest element). The products of a block are exact; both scales are applied to its
+//     sum.
 // A lane (g = lane / 4, c = lane % 4) decodes 64 neighbouring codes of rows g and g + 8 of a tile, half of them a unit.
 #pragma once
 #include "core/nvfp4.h"
@@ -17,15 +18,14 @@ __device__ inline uint4 shared_load(uint32_t address) {
   return v;
 }
 // What a lane reads of a tile, of its rows g and g + 8: of unit `unit` the codes, pieces 2c + unit; the scales of all its
-// four blocks, of both units.
+// four blocks, of both units. A stage is where those of unit 0 and of row g are.
 template <typename Tiles>
 struct LaneCodes {
   uint32_t word[2][4];
   __device__ LaneCodes(const Stage& stage, int unit) {
-    const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const uint4 v = shared_load(stage.codes + Tiles::place(g, 2 * c + unit) + half * 8 * Tiles::kRow);
+      const uint4 v = shared_load((unit ? stage.codes ^ 16 : stage.codes) + half * 8 * Tiles::kRow);
       word[half][0] = v.x, word[half][1] = v.y, word[half][2] = v.z, word[half][3] = v.w;
     }
   }
@@ -34,10 +34,9 @@ template <typename Tiles>
 struct LaneScales {
   uint32_t word[2];
   __device__ explicit LaneScales(const Stage& stage) {
-    const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half)
-      word[half] = shared_load_u32(stage.scales + (g + half * 8) * (Tiles::kTeam * Tiles::kScales) + c * 4);
+      word[half] = shared_load_u32(stage.scales + half * 8 * Tiles::kTeam * Tiles::kScales);
   }
 };
 
@@ -170,19 +169,31 @@ struct Decoder {
   static constexpr uint32_t kPositiveLow = 0x06040200, kPositiveHigh = 0x18100c08;
   static constexpr uint32_t kNegativeLow = 0x7c7a7874, kNegativeHigh = 0x007f7e7d;  // by 7 − the magnitude's bits
   static constexpr int kMagic = 0x4b400000;  // the float 1.5 · 2^23: an integer added to its bits is added to its value
-  static constexpr int kWords = 8;
+  static constexpr int kBase = 64, kWords = 12;
 
   uint32_t positive, negative, two, minus_one;
-  int magic[4];  // what sums of products start from
+  int start[4];  // what sums of products start from: those of high digits, and of low ones
+  int base;
 
   __device__ static uint32_t word(int i) {
-    return i == 0 ? kPositiveLow : i == 1 ? kNegativeLow : i == 2 ? 2u : i == 3 ? 0xffffffffu : uint32_t{kMagic};
+    constexpr uint32_t kNumbers[kWords] = {kPositiveLow, kNegativeLow,     2, 0xffffffffu, 0,
+                                           kMagic,       0,            kMagic, kBase};
+    uint32_t word = 0;
+#pragma unroll
+    for (int j = 0; j < kWords; ++j)
+      if (i == j) word = kNumbers[j];
+    return word;
   }
   __device__ explicit Decoder(uint32_t words) {
-    const uint4 numbers = shared_load(words), start = shared_load(words + 16);
+    const uint4 numbers = shared_load(words), starts = shared_load(words + 16);
     positive = numbers.x, negative = numbers.y, two = numbers.z, minus_one = numbers.w;
-    magic[0] = static_cast<int>(start.x), magic[1] = static_cast<int>(start.y);
-    magic[2] = static_cast<int>(start.z), magic[3] = static_cast<int>(start.w);
+    start[0] = static_cast<int>(starts.x), start[1] = static_cast<int>(starts.y);
+    start[2] = static_cast<int>(starts.z), start[3] = static_cast<int>(starts.w);
+    base = static_cast<int>(shared_load_u32(words + 32));
+  }
+  // The sum of a block's products, of both digits.
+  __device__ float both(int high, int low) const {
+    return __int_as_float(high * base + low) - __int_as_float(kMagic);
   }
 
   // Of the low four codes.
@@ -220,7 +231,10 @@ struct RowsInt8 {
   // Codes count four times; scale bytes, put into the exponent of a float, read 2^-120 too small, and those of x are kept
   // 2^100 too large to make up for most of it.
   static constexpr float kEpilogue = 0.25f * 1048576.0f;
-  static constexpr float kLargest = 127 * 128;
+  static constexpr int kBase = Decoder::kBase;
+  static constexpr float kLargest = 127 * kBase;
+  // Below what may be added to the bits of kMagic.
+  static_assert(16 * 24 * (127 * kBase + kBase / 2) < 1 << 22);
 
   // A row of x: for every tile, unit and block of a lane, the high and low digits of lane c = 0, 1, 2, 3; then for every
   // block its scale. Columns 2c and 2c + 1 of a product are the
@@ -241,17 +255,18 @@ struct RowsInt8 {
     largest = largest_magnitude(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
     largest = largest_magnitude(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
     const float inverse = largest > 0x1p-100f ? kLargest * reciprocal(largest) : 0.0f;
-    // Rounded to an integer by adding 1.5 · 2^23, below which a float has no more bits. With 64 more the upper eight bits of
-    // fifteen are the high digit, and the lower seven, less 64, the low one.
+    // Rounded to an integer by adding 1.5 · 2^23, below which a float has no more bits. With half the base more the upper
+    // eight bits of fourteen are the high digit, and the lower six, less half the base, the low one.
+    static_assert(kBase == 64);
     uint32_t number[kQuad];
 #pragma unroll
     for (int j = 0; j < kQuad; ++j)
-      number[j] = __float_as_uint(fmaf(v[j], inverse, __int_as_float(Decoder::kMagic + 64)));
+      number[j] = __float_as_uint(fmaf(v[j], inverse, __int_as_float(Decoder::kMagic + kBase / 2)));
     const uint32_t first = __byte_perm(number[0], number[1], 0x0040), second = __byte_perm(number[2], number[3], 0x0040),
-                   bits = (__byte_perm(first, second, 0x5410) & 0x7f7f7f7f) ^ 0x40404040,
-                   low = bits | (bits & 0x40404040) << 1;
+                   bits = (__byte_perm(first, second, 0x5410) & 0x3f3f3f3f) ^ 0x20202020,
+                   low = (bits & 0x20202020) * 6 + bits;  // the sign, twice more
 #pragma unroll
-    for (int j = 0; j < kQuad; ++j) number[j] <<= 1;
+    for (int j = 0; j < kQuad; ++j) number[j] <<= 2;
     const uint32_t high = __byte_perm(__byte_perm(number[0], number[1], 0x0051),
                                       __byte_perm(number[2], number[3], 0x0051), 0x5410);
     const int k = threadIdx.x % 4;
@@ -279,7 +294,7 @@ struct RowsInt8 {
     const auto digit = [](uint32_t word, int j) { return static_cast<int8_t>(word >> j * 8 & 255u); };
 #pragma unroll
     for (int j = 0; j < kQuad; ++j)
-      v[j] = static_cast<float>(digit(piece[0].x, j) * 128 + digit(piece[0].y, j)) *
+      v[j] = static_cast<float>(digit(piece[0].x, j) * kBase + digit(piece[0].y, j)) *
              (__uint_as_float(first[0].z) * 0x1p-100f);
   }
   // What products need beside x: zeros, and the decoder's numbers. By the first threads of the block.
@@ -341,18 +356,15 @@ struct RowsInt8 {
                                  decoder.bytes(high >> 16)};
 #pragma unroll
           for (int r = 0; r < kCount; ++r)
-            mma_int8(d[r], a, i ? digits[r].z : digits[r].x, i ? digits[r].w : digits[r].y, i ? d[r] : decoder.magic);
+            mma_int8(d[r], a, i ? digits[r].z : digits[r].x, i ? digits[r].w : digits[r].y, i ? d[r] : decoder.start);
         }
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const uint32_t bits = w_scales.word[half];
           const float scale = __uint_as_float((block == 3 ? bits >> 4 : bits << (20 - 8 * block)) & 0x07f00000u);
 #pragma unroll
-          for (int r = 0; r < kCount; ++r) {
-            const float high = __int_as_float(d[r][half * 2]) - __int_as_float(Decoder::kMagic),
-                        low = __int_as_float(d[r][half * 2 + 1]) - __int_as_float(Decoder::kMagic);
-            sum[r][half] += (high * 128.0f + low) * (scale * x_scales[r][block]);
-          }
+          for (int r = 0; r < kCount; ++r)
+            sum[r][half] += decoder.both(d[r][half * 2], d[r][half * 2 + 1]) * (scale * x_scales[r][block]);
         }
       }
     }

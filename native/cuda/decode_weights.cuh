@@ -98,36 +98,41 @@ struct Rings {
   }
 };
 
-// A team's ring, as one of its warps reads it.
+// A team's ring, as a lane of one of its warps reads it.
 template <typename Tiles, int kDepth>
 class WeightStream {
  public:
-  __device__ explicit WeightStream(const Rings<Tiles, kDepth>& rings) : rings_(rings) {
-    const uint32_t word = shared_load_u32(rings_.at(threadIdx.x / 32));
+  __device__ explicit WeightStream(const Rings<Tiles, kDepth>& rings) : remembered_(rings.at(threadIdx.x / 32)) {
+    const int warp = threadIdx.x / 32, place = warp / Tiles::kTeam * kDepth;
+    const uint32_t word = shared_load_u32(remembered_);
     at_ = static_cast<int>(word >> 1), parity_ = word & 1;
+    come_ = rings.come(place), free_ = rings.free(place);
+    const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
+    stage_ = rings.stage(place, warp % Tiles::kTeam);
+    stage_.codes += Tiles::place(g, 2 * c), stage_.scales += g * (Tiles::kTeam * Tiles::kScales) + c * 4;
   }
   // For who goes on after the next meeting of the block.
   __device__ void keep() const {
     __syncwarp();  // all lanes have read it
-    if (threadIdx.x % 32 == 0) shared_store(rings_.at(threadIdx.x / 32), static_cast<uint32_t>(at_) << 1 | parity_);
+    if (threadIdx.x % 32 == 0) shared_store(remembered_, static_cast<uint32_t>(at_) << 1 | parity_);
   }
 
   // The warp's tile of the next strip, once that has come.
   __device__ Stage take() const {
-    barrier_wait(rings_.come(number()), parity_);
-    return rings_.stage(number(), threadIdx.x / 32 % Tiles::kTeam);
+    barrier_wait(come_ + at_ * 8, parity_);
+    return {stage_.codes + at_ * (Tiles::kTeam * Tiles::kCodes), stage_.scales + at_ * (Tiles::kTeam * Tiles::kAllScales)};
   }
   __device__ void give() {
     __syncwarp();
-    if (threadIdx.x % 32 == 0) barrier_arrive(rings_.free(number()));
+    if (threadIdx.x % 32 == 0) barrier_arrive(free_ + at_ * 8);
     at_ = at_ + 1 == kDepth ? 0 : at_ + 1;
     parity_ ^= at_ == 0;
   }
 
  private:
-  __device__ uint32_t number() const { return threadIdx.x / 32 / Tiles::kTeam * kDepth + at_; }
-
-  const Rings<Tiles, kDepth> rings_;
+  const uint32_t remembered_;
+  uint32_t come_, free_;
+  Stage stage_;  // of the ring's first place
   int at_;
   uint32_t parity_;
 };
