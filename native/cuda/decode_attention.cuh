@@ -80,6 +80,7 @@ __device__ inline Task task_of(int item, int units, int blocks, const DecodeAtte
   t.group = operands.heads / operands.kv_heads;
   t.past = sequences.past[t.b], t.from = sequences.from[t.b];
   const int length = min(operands.keys, t.past + 1);
+  constexpr int kPieceKeys = piece_keys(kParts > 1);
   t.pieces = min(most_pieces(units, blocks), (length + kPieceKeys - 1) / kPieceKeys);
   const int each = ((length + t.pieces - 1) / t.pieces + kKeys - 1) / kKeys * kKeys;
   t.begin = t.piece * each, t.end = min(length, t.begin + each);
@@ -250,8 +251,8 @@ __device__ inline void hand_on(const Task& t, const Joined<kSlice, kShared>& j, 
 // here: what the phase is linked with (decode_phases.cuh): from() q, k and v, as groups in this order; to() the output.
 template <typename Rows, typename Here>
 __device__ inline void attend(const DecodeAttention& operands, const Here& here, AttentionMemory& m) {
-  constexpr int kParts = value_parts(Rows::kExactly > 0);
-  constexpr int kSlice = D / kParts, kFloats = part_floats(kSlice);
+  constexpr bool kFew = Rows::kExactly > 0;
+  constexpr int kParts = value_parts(kFew), kSlice = D / kParts, kFloats = part_floats(kSlice);
   const auto units = [&] { return here.rows() * reread(operands).kv_heads * kParts; };
   const int warp = threadIdx.x / 32;
 #pragma unroll 1
@@ -268,7 +269,7 @@ __device__ inline void attend(const DecodeAttention& operands, const Here& here,
     }
     const HeadWeight weight(warp == kKeyWarp ? reread(operands).k_weight : reread(operands).q_weight);
     // Pieces with tags are simply asked for: few blocks do.
-    if constexpr (Rows::kExactly > 0)
+    if constexpr (kFew)
       block_sync();
     else
       here.await();
@@ -280,17 +281,31 @@ __device__ inline void attend(const DecodeAttention& operands, const Here& here,
     block_sync();
 
     const int step = t.group * kFloats;
-    const auto left = [&] {
-      return here.attention_parts() + int64_t{t.unit} * most_pieces(units(), here.blocks()) * step;
-    };  // [piece][query]
-    const bool complete = t.pieces == 1 || leave_piece<kSlice>(t, left(), here.tickets() + t.unit, m);
-    if (complete && warp < t.group) {
-      if (t.pieces == 1)
-        hand_on<Rows>(t, Joined<kSlice, true>(m.parts + warp * kFloats, t.warps(), step), operands, here.to());
-      else
-        hand_on<Rows>(t, Joined<kSlice, false>(left() + warp * kFloats, t.pieces, step), operands, here.to());
+    if constexpr (kFew) {
+      static_assert(Joined<kSlice, true>::kLanes == kPartLanes);
+      if (warp < t.group) {
+        Joined<kSlice, true> j(m.parts + warp * kFloats, t.warps(), step);
+        if (t.piece > 0) {
+          j.post(here.to(), warp);
+        } else {
+          if (t.pieces > 1) j.collect_from(here.to(), warp, t.pieces, units());
+          hand_on<Rows>(t, j, operands, here.to());
+        }
+      }
+      if (t.piece == 0) here.arrive();
+    } else {
+      const auto left = [&] {
+        return here.attention_parts() + int64_t{t.unit} * most_pieces(units(), here.blocks()) * step;
+      };  // [piece][query]
+      const bool complete = t.pieces == 1 || leave_piece<kSlice>(t, left(), here.tickets() + t.unit, m);
+      if (complete && warp < t.group) {
+        if (t.pieces == 1)
+          hand_on<Rows>(t, Joined<kSlice, true>(m.parts + warp * kFloats, t.warps(), step), operands, here.to());
+        else
+          hand_on<Rows>(t, Joined<kSlice, false>(left() + warp * kFloats, t.pieces, step), operands, here.to());
+      }
+      if (complete) here.arrive();
     }
-    if (complete) here.arrive();
     block_sync();  // before another item takes the same memory
   }
 }

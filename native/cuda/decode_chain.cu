@@ -142,7 +142,8 @@ bool decode_hands_on(int rows, const DecodeProduct& product) {
   }
   const int64_t groups = rows * outputs / kElements;
   if (product.splits > 1) return product.splits * groups * kElements * 4 <= kRowsBytes;
-  return groups * kGroupPieces * 16 <= (rows <= kWholeRows ? kTaggedBytes / kExchangeCopies : kTaggedBytes) &&
+  // Of few rows, four copies, each with room behind it.
+  return groups * kGroupPieces * 16 <= (rows <= kWholeRows ? kPartPieces * 16 : kTaggedBytes) &&
          groups * kElements * 2 <= kRowsBytes && groups * 4 <= kNumbersBytes;
 }
 
@@ -158,6 +159,8 @@ void decode_chain(DecodeChain& chain, const DecodeMachine& machine, cudaStream_t
           most.attention, attention_bytes(phase.attention.heads / phase.attention.kv_heads, chain.rows <= kWholeRows));
     if (phase.kind == PhaseKind::sum || phase.norm.weight)
       most.kept = std::max(most.kept, kept_of(chain.rows, phase.norm.width, blocks));
+    if (phase.kind == PhaseKind::attention && blocks * kDecodeQueries * kPartLanes * 2 > kCopyPieces - kPartPieces)
+      throw Error("Q4900", "too many multiprocessors for a decode chain");
     phase.arrivals = phase.kind == PhaseKind::attention
                          ? chain.rows * phase.attention.kv_heads * value_parts(chain.rows <= kWholeRows)
                      : phase.kind == PhaseKind::product ? busy_blocks(phase.product, blocks)

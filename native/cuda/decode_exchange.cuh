@@ -105,6 +105,14 @@ __device__ inline void collect_floats(float (&v)[kQuad], const Exchange& from, i
   }
 }
 
+// Of few rows, behind the pieces: what the blocks that share an attention's keys leave of their softmaxes, by block and
+// query, two pieces for every four values.
+constexpr int64_t kPartPieces = kCopyPieces / 2;
+constexpr int kPartLanes = 8;
+__device__ inline uint4* part_of(const Exchange& e, int block, int query, int lane) {
+  return e.slot + kPartPieces + ((block * kDecodeQueries + query) * kPartLanes + lane) * 2;
+}
+
 // All warps of all blocks; once a kernel.
 __device__ inline void grid_sync(uint32_t* counter) {
   block_sync();

@@ -157,7 +157,7 @@ __device__ inline void prefetch(const DecodeAttention& call, int rows, const Seq
     const int64_t base = (int64_t{b} * call.keys * kv_heads + pair % kv_heads) * D * 2;
     // Two lines a key and two a value; of very long ones the end is left to the phase itself.
 #pragma unroll 1
-    for (int i = threadIdx.x; i < 4 * min(kept, 2 * kPieceKeys); i += kThreads)
+    for (int i = threadIdx.x; i < 4 * min(kept, 1024); i += kThreads)
       prefetch_line(reinterpret_cast<const char*>(i & 1 ? call.v_cache : call.k_cache) + base +
                     int64_t{i / 4} * (kv_heads * D * 2) + (i & 2) / 2 * kLine);
   }

@@ -9,7 +9,8 @@ namespace q4::gpu::decode {
 constexpr int D = 128;                    // elements of a head
 constexpr int kQueries = kDecodeQueries;  // heads of a group, at most
 constexpr int kKeys = 16;                 // that a warp takes at a time
-constexpr int kPieceKeys = 512;           // keys from which on another block helps
+// Keys from which on another block helps, where what it leaves comes with tags, and where it does not.
+constexpr int piece_keys(bool few_rows) { return few_rows ? 48 : 512; }
 constexpr int kHeadPitch = D + 8;         // so that the eight rows of q lie in different banks
 constexpr int kGroups = D / kElements;    // of a head
 // Blocks that share the values' elements, of few rows. All of them multiply all of the keys; but what a warp then needs
@@ -255,6 +256,35 @@ struct Joined {
       total += f * head[i].y;
       value[0] += f * v[i].x, value[1] += f * v[i].y, value[2] += f * v[i].z, value[3] += f * v[i].w;
     }
+  }
+  // What one set has and what it gets, from pieces of a part.
+  __device__ void merge(const uint4 (&piece)[2]) {
+    const float theirs = __uint_as_float(piece[1].y), before = largest;
+    largest = fmaxf(largest, theirs);
+    const float origin = origin_of(largest), factor = exp2_fast(theirs - origin);
+    scale(exp2_fast(before - origin));
+    total += factor * __uint_as_float(piece[1].z);
+    value[0] += factor * __uint_as_float(piece[0].x), value[1] += factor * __uint_as_float(piece[0].y);
+    value[2] += factor * __uint_as_float(piece[0].z), value[3] += factor * __uint_as_float(piece[1].x);
+  }
+  __device__ void post(const Exchange& to, int query) const {
+    if (threadIdx.x % 32 >= kLanes) return;
+    uint4* const place = part_of(to, blockIdx.x, query, threadIdx.x % kLanes);
+    const auto word = [](float x) { return __float_as_uint(x); };
+    put_piece(place, word(value[0]), word(value[1]), word(value[2]), to.tag);
+    put_piece(place + 1, word(value[3]), word(largest), word(total), to.tag);
+  }
+  // With what `pieces` - 1 other blocks posted, every step-th from this one on.
+  __device__ void collect_from(const Exchange& from, int query, int pieces, int step) {
+    const int set = threadIdx.x % 32 / kLanes;
+    if (set > 0) largest = -INFINITY, total = 0, value[0] = value[1] = value[2] = value[3] = 0;
+    for (int n = set > 0 ? set : kSets; n < pieces; n += kSets) {
+      uint4 piece[2];
+      collect(piece, part_of(from, blockIdx.x + n * step, query, threadIdx.x % kLanes), from.tag);
+      merge(piece);
+    }
+    __syncwarp();
+    join_sets();
   }
   __device__ void join_sets() {
     const float before = largest;
