@@ -1,8 +1,9 @@
 // Attention of a decode chain: one token a sequence, from raw projections to the output. q and k are normalised and
 // rotated, k and v appended to the cache, and the cache is attended to. A block takes a sequence and a key head, or a
 // piece of its keys where they are many; of few rows several blocks take the same keys, and each a part of the values'
-// elements. Every warp keeps a softmax of its own over its keys, joined in order of the warps, then of the pieces by the
-// block that finishes last.
+// elements, and pieces are small: a multiprocessor has few loads under way at a time, so that keys, were there many, would
+// come late. Every warp keeps a softmax of its own over its keys, joined in order of the warps, then of the pieces: by the
+// block that finishes last, or of few rows by the block of the first piece, which the others send theirs.
 #pragma once
 #include "cuda/decode_softmax.cuh"
 
@@ -65,6 +66,7 @@ __device__ inline void rotate_head(const RawHead& x, const HeadWeight& weight, c
 
 // What attentions share, in shared memory.
 struct Sequences {
+  Task task;  // not where x is: others may still read that when it is written
   int past[kDecodeRows], from[kDecodeRows];
   float2 turns[][D / 2];  // [rows] cosine and sine of each pair of elements
 };
@@ -72,7 +74,8 @@ struct Sequences {
 // Of a unit, where there are blocks for more than one.
 __device__ inline int most_pieces(int units, int blocks) { return max(1, blocks / units); }
 template <int kParts>
-__device__ inline Task task_of(int item, int units, int blocks, const DecodeAttention& operands, const Sequences& sequences) {
+__device__ inline Task task_of(int item, int units, int blocks, const DecodeAttention& operands,
+                               const Sequences& sequences) {
   Task t;
   t.piece = item / units, t.unit = item - t.piece * units;
   t.pair = t.unit / kParts, t.part = t.unit % kParts;
@@ -171,24 +174,23 @@ __device__ inline void attend_keys(const Task& task, Fetched<kWideOf<kSlice>>& f
   const auto step = [&](auto is_first) {
     constexpr bool kFirst = decltype(is_first)::value;
     const AttentionMemory& m = reread(memory);
-    const bool patched = m.task.owner && m.task.past >= first && m.task.past < first + kKeys,
-               more = first + kStep < m.task.end;
+    const Task& now = reread(task);
+    const bool patched = now.owner && now.past >= first && now.past < first + kKeys, more = first + kStep < now.end;
     if (patched) {
-      fetched.patch_keys(m.new_row[0], first, m.task.past);
-      if (kIsAhead) fetched.patch_values(m.new_row[1], first, m.task.past);
+      fetched.patch_keys(m.new_row[0], first, now.past);
+      if (kIsAhead) fetched.patch_values(m.new_row[1], first, now.past);
     }
     float score[4] = {};
     Softmax::multiply_keys(score, fetched, m);
     if (kIsAhead && more) fetch_keys(fetched, reread(task), operands, first + kStep);
     if (!kIsAhead) fetch_values<kSlice>(fetched, reread(task), operands, first, 0);
-    const Task& t = kIsAhead ? m.task : reread(task);
-    softmax.exponentiate(score, first, t.from, t.end, reread(operands).scale * kLog2e);
+    softmax.exponentiate(score, first, now.from, now.end, reread(operands).scale * kLog2e);
     softmax.template shrink_out<kFirst>();
     const typename Softmax::Weights weights(score);
 #pragma unroll
     for (int chunk = 0; chunk < Softmax::kChunks; ++chunk) {
       if (chunk > 0) fetch_values<kSlice>(fetched, reread(task), operands, first, chunk);
-      if (!kIsAhead && patched) fetched.patch_values(m.new_row[1] + chunk * kWide, first, m.task.past);
+      if (!kIsAhead && patched) fetched.patch_values(m.new_row[1] + chunk * kWide, first, now.past);
       softmax.multiply_values(chunk, weights, fetched);
     }
     softmax.add_weights(weights);
@@ -265,7 +267,7 @@ __device__ inline void attend(const DecodeAttention& operands, const Here& here,
       fetch_keys(fetched, t, operands, t.begin + warp * kKeys);
       if (kAhead<kSlice>) fetch_values<kSlice>(fetched, t, operands, t.begin + warp * kKeys, 0);
       if (kAhead<kSlice>) head = head_of_warp(t, operands);
-      if (threadIdx.x == 0) m.task = t;  // seen after the meeting below; from then on it takes no registers
+      if (threadIdx.x == 0) here.sequences().task = t;  // seen after the meeting below; then it takes no registers
     }
     const HeadWeight weight(warp == kKeyWarp ? reread(operands).k_weight : reread(operands).q_weight);
     // Pieces with tags are simply asked for: few blocks do.
@@ -273,10 +275,10 @@ __device__ inline void attend(const DecodeAttention& operands, const Here& here,
       block_sync();
     else
       here.await();
-    if (!kAhead<kSlice>) head = head_of_warp(reread(m).task, reread(operands));
-    take_heads<kSlice>(reread(m).task, operands, here.from(), head, here.sequences(), weight, m);
+    if (!kAhead<kSlice>) head = head_of_warp(reread(here.sequences()).task, reread(operands));
+    take_heads<kSlice>(reread(here.sequences()).task, operands, here.from(), head, here.sequences(), weight, m);
     block_sync();
-    const Task& t = reread(m).task;
+    const Task& t = reread(here.sequences()).task;
     if (warp < t.warps()) attend_keys<kSlice>(t, fetched, operands, m);
     block_sync();
 

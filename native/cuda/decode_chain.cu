@@ -8,7 +8,7 @@ namespace q4::gpu {
 namespace sm90 {
 CUtensorMap code_map(const void* data, int64_t row_bytes, int64_t rows, int64_t apart, int lines);
 CUtensorMap scale_map(const void* data, int64_t row_bytes, int64_t rows, int64_t apart, int box_bytes);
-}
+}  // namespace sm90
 namespace {
 
 using namespace decode;

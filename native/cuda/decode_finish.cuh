@@ -57,7 +57,7 @@ __device__ inline Outputs outputs_of(const DecodePhase& phase, const Share& shar
   if (which >= items) return o;
   const Done item = done[round * kRoundItems + which];
   const DecodeMatrix& m = product.matrix[item.matrix];
-  o.from = (item.first * rows + row) * kElements + r, o.parts = item.parts;
+  o.from = (item.first * rows + row) * kSumPitch<typename Rows::Tiles> + r, o.parts = item.parts;
   const int output = item.group * (kElements >> pair) + r;
   o.count = min(kQuad, m.outputs - output), o.matrix = item.matrix, o.at = row * m.outputs + output;
   o.group = row * in_row + (share.item(round * kRoundItems + which) >> pair);
@@ -138,7 +138,7 @@ __device__ inline void finish(const DecodePhase& phase, const float* sums, int r
   const DecodeProduct& product = phase.product;
   const bool pair = product.paired, inside = o.count > 0, in_parts = product.splits > 1;
   float v[kQuad], other[kQuad];
-  add_parts(v, other, sums + o.from, o.parts, kElements * rows, pair);
+  add_parts(v, other, sums + o.from, o.parts, kSumPitch<typename Rows::Tiles> * rows, pair);
   float result[kQuad];  // of a pair, what comes of gate and up
 #pragma unroll
   for (int j = 0; j < kQuad; ++j) {
@@ -152,7 +152,7 @@ __device__ inline void finish(const DecodePhase& phase, const float* sums, int r
     post_halves<false>(f.to, o.group, result, inside);
   else if (o.next == Next::rows)
     Rows::post(f.to, o.group, result, 0, inside);
-  if (inside && !in_parts) leave_results(product, o, pair ? v : result, other, result);
+  if (inside && !in_parts) leave_results(product, o, v, other, result);
 }
 
 // Quads of a round's outputs.

@@ -57,7 +57,7 @@ template <typename Rows, Made kMade, typename Staged>
 __device__ inline void finish_rounds(const DecodePhase& phase, const Share& share, const Done* done, int rows,
                                      const float* sums, const Finish& f, Staged&& staged) {
   constexpr bool kPair = kMade == Made::activated;
-  constexpr int kSums = kRoundSums<typename Rows::Tiles> * kElements;
+  constexpr int kPitch = kSumPitch<typename Rows::Tiles>, kSums = kRoundSums<typename Rows::Tiles> * kPitch;
   const DecodeProduct& product = phase.product;
   const int lane = threadIdx.x % 32, rounds = share.rounds();
   float scale = 1;
@@ -72,11 +72,11 @@ __device__ inline void finish_rounds(const DecodePhase& phase, const Share& shar
     const float factor = o.factor * scale, other_factor = o.other_factor * scale;
     uint2 before{};
     if (kMade == Made::sum) before = quad(f.kept + o.kept);
-    if (first == 0) meet(Barrier::left, buffer);
+    if (first == 0) meet<kLeftBarrier>(buffer);
 
     float v[kQuad], other[kQuad], result[kQuad];
-    add_share<kPair ? 2 : 4>(v, from, o.parts, kElements * rows, helpers);
-    if (kPair) add_share<2>(other, from + kElements / 2, o.parts, kElements * rows, helpers);
+    add_share<kPair ? 2 : 4>(v, from, o.parts, kPitch * rows, helpers);
+    if (kPair) add_share<2>(other, from + kElements / 2, o.parts, kPitch * rows, helpers);
     helpers.add_up(v);
     if (kPair) helpers.add_up(other);
 #pragma unroll
@@ -109,7 +109,7 @@ __device__ inline void finish_rounds(const DecodePhase& phase, const Share& shar
     if (inside) leave_results(product, o, v, other, result);
     first += 32;
     if (first < quads) continue;
-    if (round + 2 < rounds) tell(Barrier::read, buffer);
+    if (round + 2 < rounds) tell<kReadBarrier>(buffer);
     first = 0, ++round;
   }
 }

@@ -150,8 +150,9 @@ __device__ inline void stage_pieces(const DecodePhase& phase, const Exchange& so
         begin += kMany * kThreads;
       }
     }
-    // The second piece of each group has its sum of squares.
-    if (thread % kGroupPieces == 1) squares[row * kSquares<Rows> + thread / kGroupPieces] = square;
+    // The second piece of each group has its sum of squares. (Where nobody wants them, those of an earlier phase may still be
+    // read.)
+    if (phase.norm.weight && thread % kGroupPieces == 1) squares[row * kSquares<Rows> + thread / kGroupPieces] = square;
   }
 }
 // The same by the copy engine, whole rows at a time.

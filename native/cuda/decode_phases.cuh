@@ -46,7 +46,7 @@ Layout layout_for(int rows, const Needs& needs) {
   l.constants = l.kept + align(needs.kept * 2);
   l.x = l.constants + align(Rows::kConstants);
   l.sums = l.x + std::max(align(Rows::bytes(rows, needs.tiles)), align(needs.attention));
-  l.squares = l.sums + l.sums_buffers * kRoundSums<typename Rows::Tiles> * Rows::Tiles::kGroup * rows * 4;
+  l.squares = l.sums + l.sums_buffers * kRoundSums<typename Rows::Tiles> * kSumPitch<typename Rows::Tiles> * rows * 4;
   l.globals = l.squares + align(rows * kSquares<Rows> * 4);
   l.common = l.globals + align(needs.phases * 3 * 4);
   l.total = l.common + static_cast<int>(sizeof(Common));
@@ -75,7 +75,8 @@ __device__ inline Finish finish_of(const DecodeChain& chain, const Layout& layou
 }
 template <typename Rows>
 __device__ inline float* sums_of(const Layout& layout, int rows, int buffer) {
-  return &place<float>(layout.sums) + buffer * (kRoundSums<typename Rows::Tiles> * Rows::Tiles::kGroup) * rows;
+  constexpr int kSums = kRoundSums<typename Rows::Tiles> * kSumPitch<typename Rows::Tiles>;
+  return &place<float>(layout.sums) + buffer * (kSums * rows);
 }
 
 // What a warp has of a product: found before x is there.
@@ -105,7 +106,7 @@ struct Multiplier {
         weights.give();
       }
       if (now.count == 0) continue;
-      of_x.leave(sums + place_of_sums<Tiles>(now.which, warp / Tiles::kTeam, part) * Tiles::kGroup * rows, rows);
+      of_x.leave(sums + place_of_sums<Tiles>(now.which, warp / Tiles::kTeam, part) * kSumPitch<Tiles> * rows, rows);
       of_x.reset();
     }
   }
@@ -125,7 +126,7 @@ __device__ __forceinline__ void finish_products(const DecodeChain& chain, const 
     const Done* const done = &place<Done>(layout.done) + share.done;
     const Finish f = finish_of(chain, layout, p);
     const auto staged = [&] {
-      meet(Barrier::staged);
+      meet<kStagedBarrier>();
       const float* const squares = &place<float>(layout.squares);
       // What it reads may be written over once others have what this block makes of it.
       if (phase.norm.weight)
@@ -221,7 +222,8 @@ __device__ inline void copy_parameters(const DecodeChain& chain, const Layout& l
     Share& share = (&place<Share>(layout.shares))[phase.product.shape];
     list_done<typename Rows::Tiles>(share, phase.product, &place<Done>(layout.done));
     if (static_cast<int>(threadIdx.x) / 32 == phase.product.shape % kWarps)
-      list_segments<typename Rows::Tiles>(share, phase.product, phase.product.segments, &place<Segment>(layout.segments));
+      list_segments<typename Rows::Tiles>(share, phase.product, phase.product.segments,
+                                          &place<Segment>(layout.segments));
   }
   __syncthreads();
 }
@@ -236,7 +238,7 @@ struct Here {
   __device__ const DecodePhase& phase(int which) const { return (&place<DecodePhase>(layout.table))[which]; }
   __device__ int rows() const { return chain.rows; }
   __device__ int blocks() const { return gridDim.x; }
-  __device__ const Sequences& sequences() const { return place<Sequences>(layout.sequences); }
+  __device__ Sequences& sequences() const { return place<Sequences>(layout.sequences); }
   __device__ float* attention_parts() const { return chain.attention_parts; }
   __device__ uint32_t* tickets() const { return chain.tickets; }
   __device__ Exchange exchange(int which) const {
@@ -280,31 +282,43 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
         here.await();
         if constexpr (kWhole) {
           stage_pieces<Rows>(phase, here.from(), share, x, squares);
-          meet(Barrier::staged);
+          meet<kStagedBarrier>();
           for (int round = 0; round < rounds; ++round) {
-            if (round >= 2) meet(Barrier::read, round % 2);
+            if (round >= 2) meet<kReadBarrier>(round % 2);
             multiplier.round(share, sums_of<Rows>(layout, rows, round % 2), rows);
-            tell(Barrier::left, round % 2);
+            tell<kLeftBarrier>(round % 2);
           }
-          // Before the results are there.
+          // Before the results are there: whoever waits then asks for them in time.
           if (threadIdx.x == kThreads - 1 && here.awaited()) announce(chain.counters + 3 + p);
           multiplier.weights.keep();
         } else {
           Common& common = place<Common>(layout.common);
-          stage_rows<Rows>(phase, here.from(), rows, share, x, squares, shared_address(&common.rows_barrier), common.rows_parity);
+          stage_rows<Rows>(phase, here.from(), rows, share, x, squares, shared_address(&common.rows_barrier),
+                           common.rows_parity);
           block_sync();
           if (threadIdx.x == 0) common.rows_parity ^= 1;
           const Done* const done = &place<Done>(layout.done) + share.done;
           for (int round = 0; round < rounds; ++round) {
-            const int items = share.items(round), quads = quads_of(share, items, rows);
+            const int quads = quads_of(share, share.items(round), rows);
             float* const sums = sums_of<Rows>(layout, rows, round % layout.sums_buffers);
             multiplier.round(share, sums, rows);
+            // What the first outputs of a thread are it finds while others still multiply.
             const Finish f = finish_of(chain, layout, p);
+            const auto outputs = [&](int i) {
+              return outputs_of<Rows>(phase, share, share.items(round), done, rows, round, i, f);
+            };
+            Outputs o{};
+            float scale = 0;
+            int i = threadIdx.x;
+            const auto more = [&] { return i / 32 * 32 < quads; };
+            if (more()) o = outputs(i), scale = scale_of_product<Rows>(phase, squares, row_of_outputs(i, rows));
             block_sync();
 #pragma unroll 1
-            for (int i = threadIdx.x; i / 32 * 32 < quads; i += kThreads)
-              finish<Rows>(phase, sums, rows, outputs_of<Rows>(phase, share, items, done, rows, round, i, f),
-                           scale_of_product<Rows>(phase, squares, row_of_outputs(i, rows)), f);
+            while (more()) {
+              finish<Rows>(phase, sums, rows, o, scale, f);
+              i += kThreads;
+              if (more()) o = outputs(i), scale = scale_of_product<Rows>(phase, squares, row_of_outputs(i, rows));
+            }
             if (layout.sums_buffers == 1) block_sync();
           }
           multiplier.weights.keep();

@@ -137,7 +137,7 @@ struct RowsBf16 {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int row = t * 8 + 2 * c + (e & 1);
-        if (row < rows) to[row * Tiles::kGroup + g + (e >> 1) * 8] = sum[t][e] + other[t][e];
+        if (row < rows) to[row * kSumPitch<Tiles> + g + (e >> 1) * 8] = sum[t][e] + other[t][e];
       }
   }
 };
@@ -176,8 +176,7 @@ struct Decoder {
   int base;
 
   __device__ static uint32_t word(int i) {
-    constexpr uint32_t kNumbers[kWords] = {kPositiveLow, kNegativeLow,     2, 0xffffffffu, 0,
-                                           kMagic,       0,            kMagic, kBase};
+    constexpr uint32_t kNumbers[kWords] = {kPositiveLow, kNegativeLow, 2, 0xffffffffu, 0, kMagic, 0, kMagic, kBase};
     uint32_t word = 0;
 #pragma unroll
     for (int j = 0; j < kWords; ++j)
@@ -192,9 +191,7 @@ struct Decoder {
     base = static_cast<int>(shared_load_u32(words + 32));
   }
   // The sum of a block's products, of both digits.
-  __device__ float both(int high, int low) const {
-    return __int_as_float(high * base + low) - __int_as_float(kMagic);
-  }
+  __device__ float both(int high, int low) const { return __int_as_float(high * base + low) - __int_as_float(kMagic); }
 
   // Of the low four codes.
   __device__ uint32_t bytes(uint32_t codes) const {
@@ -262,13 +259,14 @@ struct RowsInt8 {
 #pragma unroll
     for (int j = 0; j < kQuad; ++j)
       number[j] = __float_as_uint(fmaf(v[j], inverse, __int_as_float(Decoder::kMagic + kBase / 2)));
-    const uint32_t first = __byte_perm(number[0], number[1], 0x0040), second = __byte_perm(number[2], number[3], 0x0040),
+    const uint32_t first = __byte_perm(number[0], number[1], 0x0040),
+                   second = __byte_perm(number[2], number[3], 0x0040),
                    bits = (__byte_perm(first, second, 0x5410) & 0x3f3f3f3f) ^ 0x20202020,
                    low = (bits & 0x20202020) * 6 + bits;  // the sign, twice more
 #pragma unroll
     for (int j = 0; j < kQuad; ++j) number[j] <<= 2;
-    const uint32_t high = __byte_perm(__byte_perm(number[0], number[1], 0x0051),
-                                      __byte_perm(number[2], number[3], 0x0051), 0x5410);
+    const uint32_t high =
+        __byte_perm(__byte_perm(number[0], number[1], 0x0051), __byte_perm(number[2], number[3], 0x0051), 0x5410);
     const int k = threadIdx.x % 4;
     if (inside)
       decode::post<true>(to, group * kGroupPieces + k, high, low,
@@ -379,7 +377,7 @@ struct RowsInt8 {
         float total = sum[r][e];
         total += __shfl_xor_sync(0xffffffffu, total, 1);
         total += __shfl_xor_sync(0xffffffffu, total, 2);
-        if (lane % 4 == 0 && r < rows) to[r * Tiles::kGroup + lane / 4 + e * 8] = total;
+        if (lane % 4 == 0 && r < rows) to[r * kSumPitch<Tiles> + lane / 4 + e * 8] = total;
       }
   }
 };

@@ -18,16 +18,31 @@ static_assert(kThreads * kComputeRegisters + kBringers<false> * 32 * kBringRegis
 
 constexpr int kUnit = 128;  // inputs of a step of a product
 
-// Barriers of those that compute (all: alone), and of these with those that finish: x is staged; the sums of a round are
+// Barriers: of those that compute alone; and, with the warp that finishes, that x is staged, and that the sums of a round are
 // left, or have been read, in either buffer.
-enum class Barrier : int { all = 1, staged = 2, left = 3, read = 5 };
 __device__ inline void block_sync() { asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory"); }
-__device__ inline void meet(Barrier barrier, int buffer = 0) {
-  asm volatile("bar.sync %0, %1;" ::"r"(static_cast<int>(barrier) + buffer), "n"(kThreads + kFinishThreads) : "memory");
+constexpr int kStagedBarrier = 2, kLeftBarrier = 3, kReadBarrier = 5;
+template <int kBarrier>
+__device__ inline void meet() {
+  asm volatile("bar.sync %0, %1;" ::"n"(kBarrier), "n"(kThreads + kFinishThreads) : "memory");
 }
-__device__ inline void tell(Barrier barrier, int buffer) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(static_cast<int>(barrier) + buffer), "n"(kThreads + kFinishThreads)
-               : "memory");
+template <int kBarrier>
+__device__ inline void tell() {
+  asm volatile("bar.arrive %0, %1;" ::"n"(kBarrier), "n"(kThreads + kFinishThreads) : "memory");
+}
+template <int kBarrier>
+__device__ inline void meet(int buffer) {
+  if (buffer)
+    meet<kBarrier + 1>();
+  else
+    meet<kBarrier>();
+}
+template <int kBarrier>
+__device__ inline void tell(int buffer) {
+  if (buffer)
+    tell<kBarrier + 1>();
+  else
+    tell<kBarrier>();
 }
 
 // What is in shared memory, read again: without this the compiler holds dozens of pointers in registers all along.
@@ -70,10 +85,13 @@ struct Share {
 template <typename Tiles>
 __device__ inline void share_out(Share& share, const DecodeProduct& product) {
   const int pieces = product.splits, per_piece = static_cast<int>(gridDim.x) / pieces, piece = blockIdx.x % pieces,
-            place = blockIdx.x / pieces;
+            pair = product.paired ? 1 : 0, groups = (product.items + pair) >> pair;
+  int place = blockIdx.x / pieces;
+  // Sums are where x is kept. Of other products the blocks that have one group more are others, that no block has all the
+  // more to bring.
+  if (!product.adds && groups >= per_piece) place = (place + per_piece / 2) % per_piece;
   const int all = (product.width + Tiles::kTile - 1) / Tiles::kTile, first = all * piece / pieces;
-  const int tiles = all * (piece + 1) / pieces - first, pair = product.paired ? 1 : 0,
-            groups = (product.items + pair) >> pair;
+  const int tiles = all * (piece + 1) / pieces - first;
   int count = place < per_piece && place < groups ? ((groups - place + per_piece - 1) / per_piece) << pair : 0;
   // The last group of all may be half of one.
   if (count && (product.items & pair) && (groups - 1 - place) % per_piece == 0) --count;
@@ -130,9 +148,12 @@ struct alignas(8) Segment {
   int group;
 };
 constexpr int kMostTiles = 128;  // of a share
-// Of a round, the sums that warps leave: of every segment, by every warp of the team.
+// Of a round, the sums that warps leave: of every segment, by every warp of the team; so many floats a row of x, some of
+// them unused where a warp reads the sums of many items at a time, so that these lie in different banks.
 template <typename Tiles>
 constexpr int kRoundSums = (kRoundItems + Tiles::kTeams) * Tiles::kTeam;
+template <typename Tiles>
+constexpr int kSumPitch = Tiles::kGroup + (Tiles::kTeam > 1 ? 4 : 0);
 template <typename Tiles>
 __device__ inline int place_of_sums(int which, int team, int warp_of_team) {
   return (which + team) * Tiles::kTeam + warp_of_team;
@@ -146,8 +167,7 @@ __device__ inline void list_segments(Share& share, const DecodeProduct& product,
   if (lane < Tiles::kTeams)
     for (int round = 0; round < rounds; ++round) {
       const Range range = range_of<Tiles>(share, round, lane);
-      count +=
-          range.begin == range.end ? 1 : share.item_of_strip(range.end - 1) - share.item_of_strip(range.begin) + 1;
+      count += range.begin == range.end ? 1 : share.item_of_strip(range.end - 1) - share.item_of_strip(range.begin) + 1;
     }
   int end = count;
 #pragma unroll

@@ -11,8 +11,8 @@ constexpr int kQueries = kDecodeQueries;  // heads of a group, at most
 constexpr int kKeys = 16;                 // that a warp takes at a time
 // Keys from which on another block helps, where what it leaves comes with tags, and where it does not.
 constexpr int piece_keys(bool few_rows) { return few_rows ? 48 : 512; }
-constexpr int kHeadPitch = D + 8;         // so that the eight rows of q lie in different banks
-constexpr int kGroups = D / kElements;    // of a head
+constexpr int kHeadPitch = D + 8;       // so that the eight rows of q lie in different banks
+constexpr int kGroups = D / kElements;  // of a head
 // Blocks that share the values' elements, of few rows. All of them multiply all of the keys; but what a warp then needs
 // of its values has room in registers before it is known that q is there.
 constexpr int value_parts(bool few_rows) { return few_rows ? 4 : 1; }
@@ -35,7 +35,6 @@ struct AttentionMemory {
   bf16 q[kQueries][kHeadPitch];
   bf16 new_row[2][D];  // this step's key, and the block's elements of its value
   uint32_t last;
-  Task task;
   alignas(16) float parts[];  // [kWarps][queries][part_floats]
 };
 // A part of the softmax: its maximum (of scores times log2 e), its sum, and so many weighted values.

@@ -111,16 +111,18 @@ class WeightStream {
     stage_ = rings.stage(place, warp % Tiles::kTeam);
     stage_.codes += Tiles::place(g, 2 * c), stage_.scales += g * (Tiles::kTeam * Tiles::kScales) + c * 4;
   }
-  // For who goes on after the next meeting of the block.
+  // For the warp's next product.
   __device__ void keep() const {
     __syncwarp();  // all lanes have read it
     if (threadIdx.x % 32 == 0) shared_store(remembered_, static_cast<uint32_t>(at_) << 1 | parity_);
+    __syncwarp();
   }
 
   // The warp's tile of the next strip, once that has come.
   __device__ Stage take() const {
     barrier_wait(come_ + at_ * 8, parity_);
-    return {stage_.codes + at_ * (Tiles::kTeam * Tiles::kCodes), stage_.scales + at_ * (Tiles::kTeam * Tiles::kAllScales)};
+    return {stage_.codes + at_ * (Tiles::kTeam * Tiles::kCodes),
+            stage_.scales + at_ * (Tiles::kTeam * Tiles::kAllScales)};
   }
   __device__ void give() {
     __syncwarp();
