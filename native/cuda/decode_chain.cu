@@ -113,7 +113,9 @@ bool decode_fits(int rows, int width, bool whole, const DecodeMachine& machine) 
   // The copy engine takes rows of scales that are whole pieces of 16 bytes.
   if (machine.capability < 90 || rows > kDecodeRows || width % 256 != 0 || width <= 0) return false;
   const int splits = whole ? 1 : decode_splits(rows, width);
-  // What item_of_tile's reciprocal is exact for, and segments have bits for; every piece of the width a block.
+  // What the blocks that share an attention's keys leave has room.
+  if (machine.processors * kDecodeQueries * kPartLanes * 2 > kCopyPieces - kPartPieces) return false;
+  // What item_of_strip's reciprocal is exact for, and segments have bits for; every piece of the width a block.
   if (divide_up(width, splits) > kMostTiles * 256 || splits > machine.processors) return false;
   // With all that the phases of a layer need beside it.
   const auto needs = [&](auto type) {
@@ -159,8 +161,6 @@ void decode_chain(DecodeChain& chain, const DecodeMachine& machine, cudaStream_t
           most.attention, attention_bytes(phase.attention.heads / phase.attention.kv_heads, chain.rows <= kWholeRows));
     if (phase.kind == PhaseKind::sum || phase.norm.weight)
       most.kept = std::max(most.kept, kept_of(chain.rows, phase.norm.width, blocks));
-    if (phase.kind == PhaseKind::attention && blocks * kDecodeQueries * kPartLanes * 2 > kCopyPieces - kPartPieces)
-      throw Error("Q4900", "too many multiprocessors for a decode chain");
     phase.arrivals = phase.kind == PhaseKind::attention
                          ? chain.rows * phase.attention.kv_heads * value_parts(chain.rows <= kWholeRows)
                      : phase.kind == PhaseKind::product ? busy_blocks(phase.product, blocks)

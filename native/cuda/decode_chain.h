@@ -106,8 +106,9 @@ struct DecodeChain {
   const int32_t *positions, *past, *attend_from;  // [rows]; attend_from may be null
   char* exchange;                                 // kExchangeBytes, zeros in the beginning, used for nothing else
   uint32_t* counters;                             // kChainCounters
-  uint32_t* tickets;  // one a block that finishes outputs, at most 4 · rows · kv_heads, zero between kernels
-  // Parts of a softmax, kDecodeQueries a block: a maximum, a sum and up to D values, at most 132 floats.
+  // Of more than kWholeRows rows. Tickets: one a sequence and key head, zero between kernels. Parts of a softmax,
+  // kDecodeQueries a block: a maximum, a sum and D values, 132 floats.
+  uint32_t* tickets;
   float* attention_parts;
 };
 
