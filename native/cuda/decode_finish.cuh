@@ -27,8 +27,9 @@ struct Outputs {
   int group;
   float factor, other_factor;  // other: of a pair
   enum class Next { nothing, floats, halves, rows, sum } next;
-  // For a sum: where x before it is kept, and the next norm's weights.
+  // For a sum: x before it, where among what is kept, and the next norm's weights.
   int kept;
+  uint2 x;
   float4 weight;
 };
 __device__ inline int row_of_outputs(int i, int rows) { return rows == 1 ? 0 : i / 4 % rows; }
@@ -62,7 +63,7 @@ __device__ inline Outputs outputs_of(const DecodePhase& phase, const Share& shar
   o.group = row * in_row + (share.item(round * kRoundItems + which) >> pair);
   o.factor = f.globals[item.matrix], o.other_factor = pair ? f.globals[1] : 0;
   if (kWhole && o.next == Outputs::Next::sum) {
-    o.kept = round * kRoundItems * rows * kElements + i * kQuad;
+    o.kept = round * kRoundItems * rows * kElements + i * kQuad, o.x = quad(f.kept + o.kept);
     o.weight = *reinterpret_cast<const float4*>(f.next->norm.weight + output);
   }
   return o;

@@ -72,7 +72,7 @@ __device__ inline void finish_rounds(const DecodePhase& phase, const Share& shar
     const float factor = o.factor * scale, other_factor = o.other_factor * scale;
     uint2 before{};
     if (kMade == Made::sum) before = quad(f.kept + o.kept);
-    if (first == 0) meet(kLeftBarrier + buffer);
+    if (first == 0) meet<kLeftBarrier>(buffer);
 
     float v[kQuad], other[kQuad], result[kQuad];
     add_share<kPair ? 2 : 4>(v, from, o.parts, kPitch * rows, helpers);
@@ -109,7 +109,7 @@ __device__ inline void finish_rounds(const DecodePhase& phase, const Share& shar
     if (inside) leave_results(product, o, v, other, result);
     first += 32;
     if (first < quads) continue;
-    if (round + 2 < rounds) tell(kReadBarrier + buffer);
+    if (round + 2 < rounds) tell<kReadBarrier>(buffer);
     first = 0, ++round;
   }
 }

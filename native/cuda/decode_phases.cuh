@@ -66,7 +66,7 @@ __device__ inline T& place(int offset) {
 
 __device__ inline Table table_of(const DecodeChain& chain, const Layout& layout) {
   return {&place<DecodePhase>(layout.table), &place<Share>(layout.shares), &place<Segment>(layout.segments),
-          chain.phases};
+          chain.phases, chain.rows};
 }
 __device__ inline Finish finish_of(const DecodeChain& chain, const Layout& layout, int p) {
   const DecodePhase* const phase = &place<DecodePhase>(layout.table) + p;
@@ -126,7 +126,7 @@ __device__ __forceinline__ void finish_products(const DecodeChain& chain, const 
     const Done* const done = &place<Done>(layout.done) + share.done;
     const Finish f = finish_of(chain, layout, p);
     const auto staged = [&] {
-      meet(kStagedBarrier);
+      meet<kStagedBarrier>();
       const float* const squares = &place<float>(layout.squares);
       // What it reads may be written over once others have what this block makes of it.
       if (phase.norm.weight)
@@ -282,11 +282,11 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
         here.await();
         if constexpr (kWhole) {
           stage_pieces<Rows>(phase, here.from(), share, x, squares);
-          meet(kStagedBarrier);
+          meet<kStagedBarrier>();
           for (int round = 0; round < rounds; ++round) {
-            if (round >= 2) meet(kReadBarrier + round % 2);
+            if (round >= 2) meet<kReadBarrier>(round % 2);
             multiplier.round(share, sums_of<Rows>(layout, rows, round % 2), rows);
-            tell(kLeftBarrier + round % 2);
+            tell<kLeftBarrier>(round % 2);
           }
           // Before the results are there: whoever waits then asks for them in time.
           if (threadIdx.x == kThreads - 1 && here.awaited()) announce(chain.counters + 3 + p);

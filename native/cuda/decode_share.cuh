@@ -22,11 +22,27 @@ constexpr int kUnit = 128;  // inputs of a step of a product
 // left, or have been read, in either buffer.
 __device__ inline void block_sync() { asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory"); }
 constexpr int kStagedBarrier = 2, kLeftBarrier = 3, kReadBarrier = 5;
-__device__ inline void meet(int barrier) {
-  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(kThreads + kFinishThreads) : "memory");
+template <int kBarrier>
+__device__ inline void meet() {
+  asm volatile("bar.sync %0, %1;" ::"n"(kBarrier), "n"(kThreads + kFinishThreads) : "memory");
 }
-__device__ inline void tell(int barrier) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "n"(kThreads + kFinishThreads) : "memory");
+template <int kBarrier>
+__device__ inline void tell() {
+  asm volatile("bar.arrive %0, %1;" ::"n"(kBarrier), "n"(kThreads + kFinishThreads) : "memory");
+}
+template <int kBarrier>
+__device__ inline void meet(int buffer) {
+  if (buffer)
+    meet<kBarrier + 1>();
+  else
+    meet<kBarrier>();
+}
+template <int kBarrier>
+__device__ inline void tell(int buffer) {
+  if (buffer)
+    tell<kBarrier + 1>();
+  else
+    tell<kBarrier>();
 }
 
 // What is in shared memory, read again: without this the compiler holds dozens of pointers in registers all along.
@@ -209,7 +225,7 @@ struct Table {
   const DecodePhase* phase;
   const Share* share;  // of this block, by DecodeProduct::shape
   const Segment* segments;
-  int phases;
+  int phases, rows;
 };
 
 }  // namespace q4::gpu::decode
