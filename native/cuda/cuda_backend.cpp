@@ -46,7 +46,7 @@ CudaBackend::CudaBackend(int index) : index_(index) {
   name_ = properties.name;
   processors_ = properties.multiProcessorCount;
   capability_ = properties.major * 10 + properties.minor;
-  machine_ = {processors_, static_cast<int>(properties.sharedMemPerBlockOptin), capability_};
+  machine_ = decode_machine(processors_, static_cast<int>(properties.sharedMemPerBlockOptin), capability_);
   chain_ = std::make_unique<DecodeChain>();
   target_ = target_for(capability_);
   Q4_CHECK(cudaStreamCreateWithFlags(stream_.out(), cudaStreamNonBlocking));

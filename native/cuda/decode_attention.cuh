@@ -3,7 +3,8 @@
 // piece of its keys where they are many; of few rows several blocks take the same keys, and each a part of the values'
 // elements, and pieces are small: a multiprocessor has few loads under way at a time, so that keys, were there many, would
 // come late. Every warp keeps a softmax of its own over its keys, joined in order of the warps, then of the pieces: by the
-// block that finishes last, or of few rows by the block of the first piece, which the others send theirs.
+// block that finishes last, or of few rows by the block of the first piece, which the others send theirs. Of more rows the
+// copy engine brings keys and values to shared memory while q is waited for.
 #pragma once
 #include "cuda/decode_softmax.cuh"
 
@@ -109,6 +110,39 @@ __device__ inline void fetch_values(Fetched& fetched, const Task& t, const Decod
                       call.kv_heads * D, t.cached() - first);
 }
 
+// The warp that has keys and values brought, which takes it some thousand cycles; it has no head of q.
+constexpr int kStagingWarp = kWarps - 1;
+static_assert(kStagingWarp > kQueries + 1);
+// By a warp, a lane a box: what is staged of the task's keys and values, completing `barrier`. Values may come first.
+__device__ inline void stage_cache(const Task& t, const DecodeAttention& call, const DecodeMaps& maps,
+                                   const StagedCache& staged, uint32_t barrier, bool with_values, bool with_keys) {
+  const int lane = threadIdx.x % 32,
+            boxes = max(0, t.cached() - t.begin + StagedCache::kBoxKeys - 1) / StagedCache::kBoxKeys,
+            values = min(boxes, staged.value_boxes), keys = min(boxes, staged.key_boxes);
+  if (with_values && lane == 0) barrier_expect(barrier, (values + keys) * StagedCache::kBoxBytes);
+  const bool is_key = lane >= values;
+  if (lane >= values + keys || !(is_key ? with_keys : with_values)) return;
+  const int box = is_key ? lane - values : lane;
+  copy_box(staged.memory + (is_key ? staged.value_boxes + box : box) * StagedCache::kBoxBytes,
+           is_key ? maps.codes : maps.scales, 0, t.b * call.keys + t.begin + box * StagedCache::kBoxKeys, t.kv_head * 2,
+           barrier);
+}
+// By a warp, from memory into the second-level cache: what an attention of a later phase will read of the cache. The weights
+// that flow by evict everything from one token to the next.
+__device__ inline void prefetch_cache(const DecodeAttention& call, const DecodeMaps& maps, int rows, const int* past) {
+  constexpr int kMost = 1024;  // keys: of very long contexts the end is left to the attention itself
+  const int kv_heads = call.kv_heads;
+#pragma unroll 1
+  for (int pair = blockIdx.x; pair < rows * kv_heads; pair += gridDim.x) {
+    const int b = pair / kv_heads,
+              boxes = (min(min(past[b], call.keys), kMost) + StagedCache::kBoxKeys - 1) / StagedCache::kBoxKeys;
+#pragma unroll 1
+    for (int i = threadIdx.x % 32; i < 2 * boxes; i += 32)
+      prefetch_box(i & 1 ? maps.scales : maps.codes, 0, b * call.keys + i / 2 * StagedCache::kBoxKeys,
+                   (pair - b * kv_heads) * 2);
+  }
+}
+
 // The heads of q, and the new key and value: these, where they do not fit, are dropped, but the projections are results
 // like any other. A warp a head. Of the blocks that share the values' elements the first writes all of these results, the
 // others no more than their elements of the value.
@@ -162,15 +196,31 @@ template <int kSlice>
 constexpr bool kAhead = kWideOf<kSlice> == kSlice;
 
 // The task's keys and values; `fetched` are the warp's first keys, and values where they are fetched ahead.
-template <int kSlice>
+template <int kSlice, typename Here, typename BeforeLeaving>
 __device__ inline void attend_keys(const Task& task, Fetched<kWideOf<kSlice>>& fetched, const DecodeAttention& operands,
-                                   AttentionMemory& memory) {
+                                   const Here& here, AttentionMemory& memory, BeforeLeaving&& before_leaving) {
   constexpr int kWide = kWideOf<kSlice>, kStep = kWarps * kKeys;
   constexpr bool kIsAhead = kAhead<kSlice>;
   constexpr float kLog2e = 1.4426950408889634f;
   using Softmax = WarpSoftmax<kSlice, kWide>;
   int first = task.begin + static_cast<int>(threadIdx.x / 32) * kKeys;
   Softmax softmax;
+  const auto take_keys = [&] {
+    const int at = first - reread(task).begin;
+    if (here.staged().has_keys(at))
+      here.staged().load_keys(fetched, at);
+    else
+      fetch_keys(fetched, reread(task), operands, first);
+  };
+  const auto take_values = [&](int chunk) {
+    const Task& t = reread(task);
+    if constexpr (kIsAhead)
+      fetch_values<kSlice>(fetched, t, operands, first, chunk);
+    else if (here.staged().has_values(first - t.begin))
+      here.staged().load_values(fetched, first - t.begin, chunk, t.cached() - first);
+    else
+      fetch_values<kSlice>(fetched, t, operands, first, chunk);
+  };
   const auto step = [&](auto is_first) {
     constexpr bool kFirst = decltype(is_first)::value;
     const AttentionMemory& m = reread(memory);
@@ -183,13 +233,13 @@ __device__ inline void attend_keys(const Task& task, Fetched<kWideOf<kSlice>>& f
     float score[4] = {};
     Softmax::multiply_keys(score, fetched, m);
     if (kIsAhead && more) fetch_keys(fetched, reread(task), operands, first + kStep);
-    if (!kIsAhead) fetch_values<kSlice>(fetched, reread(task), operands, first, 0);
+    if (!kIsAhead) take_values(0);
     softmax.exponentiate(score, first, now.from, now.end, reread(operands).scale * kLog2e);
     softmax.template shrink_out<kFirst>();
     const typename Softmax::Weights weights(score);
 #pragma unroll
     for (int chunk = 0; chunk < Softmax::kChunks; ++chunk) {
-      if (chunk > 0) fetch_values<kSlice>(fetched, reread(task), operands, first, chunk);
+      if (chunk > 0) take_values(chunk);
       if (!kIsAhead && patched) fetched.patch_values(m.new_row[1] + chunk * kWide, first, now.past);
       softmax.multiply_values(chunk, weights, fetched);
     }
@@ -197,23 +247,26 @@ __device__ inline void attend_keys(const Task& task, Fetched<kWideOf<kSlice>>& f
     if (kIsAhead && more) fetch_values<kSlice>(fetched, reread(task), operands, first + kStep, 0);
     first += kStep;
   };
+  if constexpr (!kIsAhead) take_keys();
   step(std::true_type{});
 #pragma unroll 1
   while (first < reread(task).end) {
-    if (!kIsAhead) fetch_keys(fetched, reread(task), operands, first);
+    if (!kIsAhead) take_keys();
     step(std::false_type{});
   }
-  softmax.leave(memory.parts, reread(task).group);
+  before_leaving();
+  softmax.leave(here.parts(), reread(task).group);
 }
 
 // Leaves the piece's part of the softmax, joined from the warps', with those of the unit's other pieces. True in the block
 // that finds all of them there.
 template <int kSlice>
-__device__ inline bool leave_piece(const Task& t, float* left, uint32_t* ticket, AttentionMemory& m) {
+__device__ inline bool leave_piece(const Task& t, float* left, uint32_t* ticket, const float* parts,
+                                   AttentionMemory& m) {
   constexpr int kFloats = part_floats(kSlice);
   const int group = t.group, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   if (warp < group) {
-    const Joined<kSlice, true> j(m.parts + warp * kFloats, t.warps(), group * kFloats);
+    const Joined<kSlice, true> j(parts + warp * kFloats, t.warps(), group * kFloats);
     float* const own = left + (t.piece * group + warp) * kFloats;
     if (lane < j.kLanes)
       reinterpret_cast<float4*>(own + 4)[lane] = make_float4(j.value[0], j.value[1], j.value[2], j.value[3]);
@@ -250,6 +303,17 @@ __device__ inline void hand_on(const Task& t, const Joined<kSlice, kShared>& j, 
   if (lane == 0 && t.part == 0 && call.lse) call.lse[row] = j.largest * kLog2 + logf(j.total);
 }
 
+// By the staging warp, at the end of the product before, when x is no longer read: the values that the block takes first.
+template <typename Here>
+__device__ inline void stage_first_values(const DecodeAttention& operands, const Here& here) {
+  const int units = here.rows() * operands.kv_heads;
+  if (static_cast<int>(blockIdx.x) >= max(units, here.blocks())) return;
+  const Task t = task_of<1>(blockIdx.x, units, here.blocks(), operands, here.sequences());
+  if (t.piece >= t.pieces) return;
+  stage_cache(t, operands, here.maps(operands), here.staged(), here.barrier(), true, false);
+  here.values_come(true);
+}
+
 // here: what the phase is linked with (decode_phases.cuh): from() q, k and v, as groups in this order; to() the output.
 template <typename Rows, typename Here>
 __device__ inline void attend(const DecodeAttention& operands, const Here& here, AttentionMemory& m) {
@@ -257,36 +321,52 @@ __device__ inline void attend(const DecodeAttention& operands, const Here& here,
   constexpr int kParts = value_parts(kFew), kSlice = D / kParts, kFloats = part_floats(kSlice);
   const auto units = [&] { return here.rows() * reread(operands).kv_heads * kParts; };
   const int warp = threadIdx.x / 32;
+  const bool stages = !kFew && warp == kStagingWarp;
 #pragma unroll 1
   for (int item = blockIdx.x; item < max(units(), here.blocks()); item += here.blocks()) {
     Fetched<kWideOf<kSlice>> fetched;
+    if constexpr (!kFew) {
+      // Keys and values are copied to where sums of the phase before may still be read.
+      asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+      block_sync();
+    }
     int head = 0;  // found early only where there are registers for it
     {
       const Task t = task_of<kParts>(item, units(), here.blocks(), operands, here.sequences());
       if (t.piece >= t.pieces) continue;
-      fetch_keys(fetched, t, operands, t.begin + warp * kKeys);
+      if (kFew) fetch_keys(fetched, t, operands, t.begin + warp * kKeys);
       if (kAhead<kSlice>) fetch_values<kSlice>(fetched, t, operands, t.begin + warp * kKeys, 0);
       if (kAhead<kSlice>) head = head_of_warp(t, operands);
       if (threadIdx.x == 0) here.sequences().task = t;  // seen after the meeting below; then it takes no registers
+      if (stages) {
+        stage_cache(t, operands, here.maps(operands), here.staged(), here.barrier(), !here.common().values_come, true);
+        here.values_come(false);
+      }
     }
     const HeadWeight weight(warp == kKeyWarp ? reread(operands).k_weight : reread(operands).q_weight);
-    // Pieces with tags are simply asked for: few blocks do.
-    if constexpr (kFew)
-      block_sync();
-    else
-      here.await();
+    // Of few rows pieces with tags are simply asked for.
+    if (!kFew && threadIdx.x == 0) here.await_count();
+    block_sync();
     if (!kAhead<kSlice>) head = head_of_warp(reread(here.sequences()).task, reread(operands));
     take_heads<kSlice>(reread(here.sequences()).task, operands, here.from(), head, here.sequences(), weight, m);
+    if constexpr (!kFew) here.await_copies();
     block_sync();
+    if constexpr (!kFew) here.copies_came();
     const Task& t = reread(here.sequences()).task;
-    if (warp < t.warps()) attend_keys<kSlice>(t, fetched, operands, m);
+    const auto before_leaving = [] {
+      if constexpr (!kFew) block_sync();  // keys lie where parts will
+    };
+    if (warp < t.warps())
+      attend_keys<kSlice>(t, fetched, operands, here, m, before_leaving);
+    else
+      before_leaving();
     block_sync();
 
     const int step = t.group * kFloats;
     if constexpr (kFew) {
       static_assert(Joined<kSlice, true>::kLanes == kPartLanes);
       if (warp < t.group) {
-        Joined<kSlice, true> j(m.parts + warp * kFloats, t.warps(), step);
+        Joined<kSlice, true> j(here.parts() + warp * kFloats, t.warps(), step);
         if (t.piece > 0) {
           j.post(here.to(), warp);
         } else {
@@ -299,16 +379,18 @@ __device__ inline void attend(const DecodeAttention& operands, const Here& here,
       const auto left = [&] {
         return here.attention_parts() + int64_t{t.unit} * most_pieces(units(), here.blocks()) * step;
       };  // [piece][query]
-      const bool complete = t.pieces == 1 || leave_piece<kSlice>(t, left(), here.tickets() + t.unit, m);
+      const bool complete = t.pieces == 1 || leave_piece<kSlice>(t, left(), here.tickets() + t.unit, here.parts(), m);
       if (complete && warp < t.group) {
         if (t.pieces == 1)
-          hand_on<Rows>(t, Joined<kSlice, true>(m.parts + warp * kFloats, t.warps(), step), operands, here.to());
+          hand_on<Rows>(t, Joined<kSlice, true>(here.parts() + warp * kFloats, t.warps(), step), operands, here.to());
         else
           hand_on<Rows>(t, Joined<kSlice, false>(left() + warp * kFloats, t.pieces, step), operands, here.to());
       }
       if (complete) here.arrive();
+      // Now hardly anything is read from memory: all places for weights are full.
+      if (stages && item + here.blocks() >= max(units(), here.blocks())) here.prefetch_next();
     }
-    block_sync();  // before another item takes the same memory
+    if constexpr (kFew) block_sync();  // before another item takes the same memory
   }
 }
 

@@ -8,22 +8,33 @@ namespace q4::gpu {
 namespace sm90 {
 CUtensorMap code_map(const void* data, int64_t row_bytes, int64_t rows, int64_t apart, int lines);
 CUtensorMap scale_map(const void* data, int64_t row_bytes, int64_t rows, int64_t apart, int box_bytes);
+CUtensorMap cache_map(const void* data, int64_t row_bytes, int64_t rows, int box_rows);
 }  // namespace sm90
 namespace {
 
 using namespace decode;
 
-// Of a team.
-int warps_of_team(int rows) { return rows <= kWholeRows ? RowsInt8<1>::Tiles::kTeam : RowsBf16<1>::Tiles::kTeam; }
+int divide_up(int a, int b) { return (a + b - 1) / b; }
 
-// Of a share, where the width may be split, so that a block has little of x to stage.
-constexpr int kMostWidth = 1280;
+// However many rows there are, tiles, groups and teams are the same.
+constexpr int kGroup = RowsInt8<1>::Tiles::kGroup, kTeam = RowsInt8<1>::Tiles::kTeam,
+              kTeams = RowsInt8<1>::Tiles::kTeams;
+static_assert(RowsBf16<1>::Tiles::kRow == RowsInt8<1>::Tiles::kRow && RowsBf16<1>::Tiles::kGroup == kGroup &&
+              RowsBf16<1>::Tiles::kTeam == kTeam);
+
+int items_of_round(int rows) {
+  return rows <= kWholeRows ? RowsInt8<1>::Tiles::kRoundItems : RowsBf16<1>::Tiles::kRoundItems;
+}
+
+// Of a share, where the width may be split, so that x has room; and in how many pieces it is split where there is enough
+// of it, so that a block has little of x to stage, and groups of rows can be dealt out evenly.
+constexpr int kMostWidth = 2560, kSplits = 4;
 
 // Tiles of the widest share.
 template <typename Rows>
 int tiles_of(int width, int splits) {
-  const int all = (width + Rows::kTile - 1) / Rows::kTile;
-  return (all + splits - 1) / splits;
+  const int all = divide_up(width, Rows::kTile), strips = Rows::Tiles::strips(all);
+  return std::min(all, divide_up(strips, splits) * Rows::Tiles::kTeam);
 }
 
 template <typename T>
@@ -36,7 +47,7 @@ template <typename NeedsOf, typename Body>
 bool with_kernel(int rows, NeedsOf&& needs, const DecodeMachine& machine, Body&& body) {
   const auto attempt = [&](auto rows_tag, auto depth) {
     using Rows = typename decltype(rows_tag)::type;
-    const Layout layout = layout_for<Rows, depth>(rows, needs(Type<Rows>{}));
+    const Layout layout = layout_for<Rows, depth>(rows, needs(Type<Rows>{}), machine.shared_bytes);
     if (layout.total > machine.shared_bytes) return false;
     body(chain_kernel<Rows, depth>, layout);
     return true;
@@ -53,29 +64,39 @@ bool with_kernel(int rows, NeedsOf&& needs, const DecodeMachine& machine, Body&&
   return deepest(Type<RowsBf16<2>>{}, Three{});
 }
 
-int rows_of_group(int rows) { return rows <= kWholeRows ? RowsInt8<1>::Tiles::kGroup : RowsBf16<1>::Tiles::kGroup; }
-
-int divide_up(int a, int b) { return (a + b - 1) / b; }
-
 // Elements of x that a block keeps.
 int kept_of(int rows, int width, int blocks) {
   const int groups = divide_up(width, kElements);
   return (rows <= kWholeRows ? divide_up(groups, blocks) * rows : divide_up(groups * rows, blocks)) * kElements;
 }
 
+// Blocks of a cluster.
+int cluster_of(int rows, const DecodeMachine& machine) { return rows > kWholeRows && machine.pairs ? 2 : 1; }
+// Blocks of a cluster, or several, that take one piece of a product's width.
+int blocks_of_piece(const DecodeProduct& product, int blocks, int cluster) {
+  return blocks / cluster / product.splits * cluster;
+}
+
 // Items of a product that a block has at most.
-int items_of(const DecodeProduct& product, int blocks) {
+int items_of(const DecodeProduct& product, int blocks, int cluster) {
   const int pair = product.paired ? 1 : 0;
-  return divide_up((product.items + pair) >> pair, std::max(1, blocks / product.splits)) << pair;
+  return divide_up((product.items + pair) >> pair, std::max(1, blocks_of_piece(product, blocks, cluster))) << pair;
 }
 
 // Segments of so many items, at most.
-int segments_of(int rows, int items) { return items + divide_up(items, kRoundItems) * (kWarps / warps_of_team(rows)); }
+int segments_of(int rows, int items) { return items + divide_up(items, items_of_round(rows)) * kTeams; }
 
-// Blocks that have any.
-int busy_blocks(const DecodeProduct& product, int blocks) {
-  const int pair = product.paired ? 1 : 0;
-  return std::min(blocks / product.splits, (product.items + pair) >> pair) * product.splits;
+// Blocks that have any, or whose neighbour in the cluster has.
+int busy_blocks(const DecodeProduct& product, int blocks, int cluster) {
+  const int pair = product.paired ? 1 : 0, groups = (product.items + pair) >> pair;
+  return std::min(blocks_of_piece(product, blocks, cluster), divide_up(groups, cluster) * cluster) * product.splits;
+}
+
+cudaLaunchAttribute in_clusters(int blocks) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+  return attribute;
 }
 
 bool same_shares(const DecodeProduct& a, const DecodeProduct& b) {
@@ -87,27 +108,53 @@ bool same_shares(const DecodeProduct& a, const DecodeProduct& b) {
 
 }  // namespace
 
-DecodeMaps decode_maps(int chain_rows, const Tensor& weight, const Tensor& second) {
-  using Tiles = RowsInt8<1>::Tiles;
-  static_assert(Tiles::kRow == RowsBf16<1>::Tiles::kRow && Tiles::kGroup == RowsBf16<1>::Tiles::kGroup);
+DecodeMachine decode_machine(int processors, int shared_bytes, int capability) {
+  DecodeMachine machine{processors, shared_bytes, capability, false};
+  if (capability < 90 || capability >= 120 || processors % 2 != 0) return machine;
+  auto* const kernel = chain_kernel<RowsBf16<2>, 2>;
+  allow_shared(kernel, static_cast<size_t>(shared_bytes));
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(processors));
+  config.blockDim = dim3(kBlockThreads<false>);
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  cudaLaunchAttribute attribute = in_clusters(2);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int clusters = 0;
+  Q4_CHECK(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config));
+  machine.pairs = clusters * 2 >= processors;
+  return machine;
+}
+
+DecodeMaps decode_maps(const Tensor& weight, const Tensor& second) {
   const auto apart = [&](const void* a, const void* b) {
     return second ? static_cast<const char*>(b) - static_cast<const char*>(a) : 0;
   };
   const int64_t rows = weight.rows(), width = weight.cols();
-  const int team = warps_of_team(chain_rows);
-  return {sm90::code_map(weight.data, width / 2, rows, apart(weight.data, second.data), team),
-          sm90::scale_map(weight.scale, width / 16, rows, apart(weight.scale, second.scale), team * Tiles::kScales)};
+  return {sm90::code_map(weight.data, width / 2, rows, apart(weight.data, second.data), kTeam),
+          sm90::scale_map(weight.scale, width / 16, rows, apart(weight.scale, second.scale),
+                          kTeam * RowsInt8<1>::Tiles::kScales)};
 }
 
-int decode_items(int rows, const DecodeProduct& product) {
-  const int group = rows_of_group(rows);
-  if (product.paired) return product.matrix[0].outputs / (group / 2);
+DecodeMaps decode_maps_of_cache(const Tensor& keys, const Tensor& values) {
+  const auto map = [](const Tensor& cache) {
+    return sm90::cache_map(cache.data, cache.cols() * 2, cache.rows(), StagedCache::kBoxKeys);
+  };
+  return {map(keys), map(values)};
+}
+
+int decode_items(const DecodeProduct& product) {
+  if (product.paired) return product.matrix[0].outputs / (kGroup / 2);
   int items = 0;
-  for (int m = 0; m < product.matrices; ++m) items += (product.matrix[m].outputs + group - 1) / group;
+  for (int m = 0; m < product.matrices; ++m) items += divide_up(product.matrix[m].outputs, kGroup);
   return items;
 }
 
-int decode_splits(int rows, int width) { return rows <= kWholeRows ? 1 : divide_up(width, kMostWidth); }
+int decode_splits(int rows, int width) {
+  if (rows <= kWholeRows) return 1;
+  const int strips = RowsBf16<1>::Tiles::strips(divide_up(width, RowsBf16<1>::kTile));
+  return std::max(divide_up(width, kMostWidth), std::min(kSplits, std::max(1, strips / 2)));
+}
 
 bool decode_fits(int rows, int width, bool whole, const DecodeMachine& machine) {
   // The copy engine takes rows of scales that are whole pieces of 16 bytes.
@@ -115,8 +162,8 @@ bool decode_fits(int rows, int width, bool whole, const DecodeMachine& machine) 
   const int splits = whole ? 1 : decode_splits(rows, width);
   // What the blocks that share an attention's keys leave has room.
   if (machine.processors * kDecodeQueries * kPartLanes * 2 > kCopyPieces - kPartPieces) return false;
-  // What item_of_strip's reciprocal is exact for, and segments have bits for; every piece of the width a block.
-  if (divide_up(width, splits) > kMostTiles * 256 || splits > machine.processors) return false;
+  // What item_of_strip's reciprocal is exact for, and segments have bits for; every piece of the width a cluster.
+  if (divide_up(width, splits) > kMostTiles * 256 || splits > machine.processors / 2) return false;
   // With all that the phases of a layer need beside it.
   const auto needs = [&](auto type) {
     return Needs{kChainPhases,
@@ -130,9 +177,9 @@ bool decode_fits(int rows, int width, bool whole, const DecodeMachine& machine) 
   return with_kernel(rows, needs, machine, [](auto*, const Layout&) {});
 }
 
-bool decode_pair_fits(int rows, const Tensor& first, const Tensor& second) {
+bool decode_pair_fits(const Tensor& first, const Tensor& second) {
   // One map finds both: their codes and their scales must lie in the same order.
-  return first.rows() == second.rows() && first.rows() % (rows_of_group(rows) / 2) == 0 && first.data != second.data &&
+  return first.rows() == second.rows() && first.rows() % (kGroup / 2) == 0 && first.data != second.data &&
          (first.as<char>() < second.as<char>()) == (first.scale < second.scale);
 }
 
@@ -143,7 +190,7 @@ bool decode_hands_on(int rows, const DecodeProduct& product) {
     outputs += product.matrix[m].outputs;
   }
   const int64_t groups = rows * outputs / kElements;
-  if (product.splits > 1) return product.splits * groups * kElements * 4 <= kRowsBytes;
+  if (product.splits > 1) return product.splits * groups * kGroupPieces * 16 <= kTaggedBytes;
   // Of few rows, four copies, each with room behind it.
   return groups * kGroupPieces * 16 <= (rows <= kWholeRows ? kPartPieces * 16 : kTaggedBytes) &&
          groups * kElements * 2 <= kRowsBytes && groups * 4 <= kNumbersBytes;
@@ -152,7 +199,7 @@ bool decode_hands_on(int rows, const DecodeProduct& product) {
 void decode_chain(DecodeChain& chain, const DecodeMachine& machine, cudaStream_t stream) {
   constexpr size_t kBefore = 112;  // the compiler keeps maps at multiples of 128 in the constant cache
   static_assert(kBefore + sizeof(DecodeChain) + sizeof(Layout) <= 32764, "more than a kernel's parameters may hold");
-  const int blocks = machine.processors;
+  const int blocks = machine.processors, cluster = cluster_of(chain.rows, machine);
   Needs most{chain.phases, 0, 0, 0, 1, 0, 0};
   for (int p = 0; p < chain.phases; ++p) {
     DecodePhase& phase = chain.phase[p];
@@ -163,7 +210,7 @@ void decode_chain(DecodeChain& chain, const DecodeMachine& machine, cudaStream_t
       most.kept = std::max(most.kept, kept_of(chain.rows, phase.norm.width, blocks));
     phase.arrivals = phase.kind == PhaseKind::attention
                          ? chain.rows * phase.attention.kv_heads * value_parts(chain.rows <= kWholeRows)
-                     : phase.kind == PhaseKind::product ? busy_blocks(phase.product, blocks)
+                     : phase.kind == PhaseKind::product ? busy_blocks(phase.product, blocks, cluster)
                                                         : blocks;
     if (phase.kind != PhaseKind::product) continue;
     DecodeProduct& product = phase.product;
@@ -173,7 +220,7 @@ void decode_chain(DecodeChain& chain, const DecodeMachine& machine, cudaStream_t
       if (chain.phase[q].kind == PhaseKind::product && same_shares(product, chain.phase[q].product))
         product.first_of_shape = false, product.shape = chain.phase[q].product.shape;
     if (!product.first_of_shape) continue;
-    const int items = items_of(product, blocks);
+    const int items = items_of(product, blocks, cluster);
     ++most.shapes, most.items += items, most.segments += segments_of(chain.rows, items);
   }
   const auto needs = [&](auto type) {
@@ -191,11 +238,15 @@ void decode_chain(DecodeChain& chain, const DecodeMachine& machine, cudaStream_t
     config.blockDim = dim3(chain.rows <= kWholeRows ? kBlockThreads<true> : kBlockThreads<false>);
     config.dynamicSmemBytes = static_cast<size_t>(layout.total);
     config.stream = stream;
-    cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeCooperative;
-    attribute.val.cooperative = 1;
-    config.attrs = &attribute;
-    config.numAttrs = 1;
+    cudaLaunchAttribute attributes[3]{};
+    attributes[0].id = cudaLaunchAttributeCooperative;
+    attributes[0].val.cooperative = 1;
+    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[1].val.programmaticStreamSerializationAllowed = 1;
+    // A cluster of one block would take longer than none.
+    attributes[2] = in_clusters(cluster);
+    config.attrs = attributes;
+    config.numAttrs = cluster > 1 ? 3 : 2;
     Q4_CHECK(cudaLaunchKernelEx(&config, kernel, chain, layout));
   });
   if (!run) throw Error("Q4900", "a decode chain does not fit into shared memory");

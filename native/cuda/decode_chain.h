@@ -62,7 +62,9 @@ struct DecodeAttention {
   bf16 *q_out, *k_out, *v_out, *q_rotated, *k_rotated, *out;
   float *q_rstd, *k_rstd, *lse;
   float q_eps, k_eps, scale;
-  int heads, kv_heads, keys;
+  int16_t heads, kv_heads;
+  int keys;
+  int maps;  // of the chain's
 };
 
 enum class PhaseKind : int { product, sum, attention, join };
@@ -85,14 +87,14 @@ constexpr int kChainCounters = 3 + kChainPhases;
 
 // What phases hand on (decode_exchange.cuh). A slot is written again four phases later, when, through what blocks waited
 // for in between, all have read it. Its first part holds pieces with tags and nothing else; of few rows there are several
-// copies, so that not all blocks ask the same part of the second-level cache. The others hold rows or floats, and a
-// number a group.
+// copies, so that not all blocks ask the same part of the second-level cache. The others hold rows, and a number a group.
 constexpr int kExchangeSlots = 4, kExchangeCopies = 4;
-constexpr int64_t kTaggedBytes = int64_t{4} << 20, kRowsBytes = int64_t{7} << 20, kNumbersBytes = int64_t{1} << 20;
+constexpr int64_t kTaggedBytes = int64_t{7} << 20, kRowsBytes = int64_t{4} << 20, kNumbersBytes = int64_t{1} << 20;
 constexpr int64_t kExchangeSlotBytes = kTaggedBytes + kRowsBytes + kNumbersBytes,
                   kExchangeBytes = kExchangeSlots * kExchangeSlotBytes;
 
-// How the copy engine finds tiles of a matrix, or of a pair.
+// How the copy engine finds tiles of a matrix, or of a pair; or, of an attention of more than kWholeRows rows, keys and
+// values.
 struct DecodeMaps {
   CUtensorMap codes, scales;
 };
@@ -101,6 +103,7 @@ struct DecodeChain {
   DecodeMaps maps[kChainMaps];
   DecodePhase phase[kChainPhases];
   int mapped, phases, rows;
+  bool follows;  // the kernel before it is a chain too
   // Of all attentions in the chain.
   Frequencies frequencies;
   const int32_t *positions, *past, *attend_from;  // [rows]; attend_from may be null
@@ -121,17 +124,20 @@ inline void empty_chain(DecodeChain& chain) {
 // What one device allows; asked for once.
 struct DecodeMachine {
   int processors, shared_bytes, capability;
+  bool pairs;  // whether all multiprocessors can run blocks of a chain that are two a cluster
 };
+DecodeMachine decode_machine(int processors, int shared_bytes, int capability);
 
-// Of a matrix, or of a pair, the second at higher addresses, for a chain of so many rows.
-DecodeMaps decode_maps(int rows, const Tensor& weight, const Tensor& second);
+// Of a matrix, or of a pair, the second at higher addresses.
+DecodeMaps decode_maps(const Tensor& weight, const Tensor& second);
+DecodeMaps decode_maps_of_cache(const Tensor& keys, const Tensor& values);
 // Groups of rows that the matrices of a product have, and in how many pieces its width is best split.
-int decode_items(int rows, const DecodeProduct& product);
+int decode_items(const DecodeProduct& product);
 int decode_splits(int rows, int width);
 // Whether a product of this shape can be a phase (whole: its width may not be split).
 bool decode_fits(int rows, int width, bool whole, const DecodeMachine& machine);
 // Whether two matrices can be a pair.
-bool decode_pair_fits(int rows, const Tensor& first, const Tensor& second);
+bool decode_pair_fits(const Tensor& first, const Tensor& second);
 // Whether the next phase can take what the product leaves.
 bool decode_hands_on(int rows, const DecodeProduct& product);
 

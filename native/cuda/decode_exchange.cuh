@@ -3,8 +3,7 @@
 // results, a fence, a count of blocks and reading the results take twice that. (As NCCL's low-latency protocol does.)
 // Sixteen neighbouring elements of a row are a group of whole sectors: four pieces of what the products of the next phase
 // take (decode_rows.cuh), each with a third word for something else, or of bf16 (two words each).
-// Of more rows whole rows are handed on, or, by a product whose width is split, floats, once for every piece of the width:
-// without tags, after a fence.
+// Of more rows products take whole rows, which are handed on without tags, after a fence.
 #pragma once
 #include "cuda/decode_weights.cuh"
 
@@ -76,11 +75,16 @@ __device__ inline void post_halves(const Exchange& to, int group, const float (&
   if (inside)
     post<kCopies>(to, group * kGroupPieces + threadIdx.x % 4, pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), 0);
 }
-// Sums over a piece of a width, which are handed on without tags.
 __device__ inline char* rows_in(const Exchange& e) { return reinterpret_cast<char*>(e.slot) + kTaggedBytes; }
-__device__ inline float4* floats_in(const Exchange& e) { return reinterpret_cast<float4*>(rows_in(e)); }
-__device__ inline void post_floats(const Exchange& to, int group, const float (&v)[kQuad], bool inside) {
-  if (inside) floats_in(to)[group * (kElements / kQuad) + threadIdx.x % 4] = make_float4(v[0], v[1], v[2], v[3]);
+
+// Sums over a piece of a width: a piece has four, without the lowest 8 of their 32 bits, rounded. (They are rounded to bf16
+// when they are complete.)
+__device__ inline uint32_t short_bits(float v) { return (v == v ? __float_as_uint(v) + 128 : 0x7fc00000u) >> 8; }
+__device__ inline void post_sums(const Exchange& to, int group, const float (&v)[kQuad], bool inside) {
+  const uint32_t a = short_bits(v[0]), b = short_bits(v[1]), c = short_bits(v[2]), d = short_bits(v[3]);
+  if (inside)
+    post<false>(to, group * kGroupPieces + threadIdx.x % 4, a << 8 | d >> 16, b << 8 | (d >> 8 & 255),
+                c << 8 | (d & 255));
 }
 
 // This lane's elements of a group.
@@ -89,19 +93,30 @@ __device__ inline void collect_halves(float (&v)[kQuad], const Exchange& from, i
   collect(p, from.slot + group * kGroupPieces + threadIdx.x % 4, from.tag);
   v[0] = low_bf16(p[0].x), v[1] = high_bf16(p[0].x), v[2] = low_bf16(p[0].y), v[3] = high_bf16(p[0].y);
 }
-__device__ inline void collect_floats(float (&v)[kQuad], const Exchange& from, int group, int splits, int stride) {
-  constexpr int kAtOnce = 8;
+// The same of sums, of all pieces of the width, added in their order; they are `stride` groups apart.
+__device__ inline void collect_sums(float (&v)[kQuad], const Exchange& from, int group, int splits, int stride) {
+  constexpr int kAtOnce = 4;
   v[0] = v[1] = v[2] = v[3] = 0;
 #pragma unroll 1
   for (int first = 0; first < splits; first += kAtOnce) {
-    float4 p[kAtOnce];
+    const uint4* const pieces = from.slot + (first * stride + group) * kGroupPieces + threadIdx.x % 4;
+    uint4 p[kAtOnce];
+    for (;;) {
+      bool arrived = true;
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i)
-      p[i] = first + i < splits
-                 ? __ldcg(floats_in(from) + ((first + i) * stride + group) * (kElements / kQuad) + threadIdx.x % 4)
-                 : make_float4(0, 0, 0, 0);
+      for (int i = 0; i < kAtOnce; ++i) p[i] = peek(pieces + min(i, splits - 1 - first) * stride * kGroupPieces);
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) v[0] += p[i].x, v[1] += p[i].y, v[2] += p[i].z, v[3] += p[i].w;
+      for (int i = 0; i < kAtOnce; ++i) arrived &= p[i].w == from.tag;
+      if (arrived) break;
+      __nanosleep(kPollPause);
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (first + i >= splits) break;
+      const uint32_t d = (p[i].x & 255) << 24 | (p[i].y & 255) << 16 | (p[i].z & 255) << 8;
+      v[0] += __uint_as_float(p[i].x & ~255u), v[1] += __uint_as_float(p[i].y & ~255u);
+      v[2] += __uint_as_float(p[i].z & ~255u), v[3] += __uint_as_float(d);
+    }
   }
 }
 
@@ -143,18 +158,16 @@ __device__ inline void arrive(uint32_t* counter) {
   else
     announce(counter);
 }
+// By one thread.
 template <bool kOrdered>
 __device__ inline void await(const uint32_t* counter, int arrivals) {
-  if (threadIdx.x == 0) {
-    uint32_t arrived;
-    do {
-      if (kOrdered)
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(arrived) : "l"(counter) : "memory");
-      else
-        asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(arrived) : "l"(counter) : "memory");
-    } while (arrived < static_cast<uint32_t>(arrivals));
-  }
-  block_sync();
+  uint32_t arrived;
+  do {
+    if (kOrdered)
+      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(arrived) : "l"(counter) : "memory");
+    else
+      asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(arrived) : "l"(counter) : "memory");
+  } while (arrived < static_cast<uint32_t>(arrivals));
 }
 
 }  // namespace q4::gpu::decode

@@ -26,10 +26,9 @@ struct Outputs {
   int matrix, at;   // where in its results
   int group;
   float factor, other_factor;  // other: of a pair
-  enum class Next { nothing, floats, halves, rows, sum } next;
-  // For a sum: x before it, where among what is kept, and the next norm's weights.
+  enum class Next { nothing, parts, halves, rows, sum } next;
+  // For a sum: where x before it is among what is kept, and the next norm's weights.
   int kept;
-  uint2 x;
   float4 weight;
 };
 __device__ inline int row_of_outputs(int i, int rows) { return rows == 1 ? 0 : i / 4 % rows; }
@@ -50,20 +49,21 @@ __device__ inline Outputs outputs_of(const DecodePhase& phase, const Share& shar
   const int which = pair ? unit * 2 + q / 2 : unit, r = (pair ? q % 2 : q) * kQuad;
   Outputs o{};
   o.next = !f.next                              ? Outputs::Next::nothing
-           : !kWhole && product.splits > 1      ? Outputs::Next::floats
+           : !kWhole && product.splits > 1      ? Outputs::Next::parts
            : f.next->kind != PhaseKind::product ? Outputs::Next::halves
            : kWhole && product.adds             ? Outputs::Next::sum
                                                 : Outputs::Next::rows;
   if (which >= items) return o;
-  const Done item = done[round * kRoundItems + which];
+  const Done item = done[round * Rows::Tiles::kRoundItems + which];
   const DecodeMatrix& m = product.matrix[item.matrix];
-  o.from = (item.first * rows + row) * kSumPitch<typename Rows::Tiles> + r, o.parts = item.parts;
+  o.from = item.first * Rows::sum_floats(rows) + Rows::sum_place(row, r), o.parts = item.parts;
   const int output = item.group * (kElements >> pair) + r;
   o.count = min(kQuad, m.outputs - output), o.matrix = item.matrix, o.at = row * m.outputs + output;
-  o.group = row * in_row + (share.item(round * kRoundItems + which) >> pair);
+  o.group = (kWhole ? row : share.piece * rows + row) * in_row +
+            (share.item(round * Rows::Tiles::kRoundItems + which) >> pair);
   o.factor = f.globals[item.matrix], o.other_factor = pair ? f.globals[1] : 0;
   if (kWhole && o.next == Outputs::Next::sum) {
-    o.kept = round * kRoundItems * rows * kElements + i * kQuad, o.x = quad(f.kept + o.kept);
+    o.kept = round * Rows::Tiles::kRoundItems * rows * kElements + i * kQuad;
     o.weight = *reinterpret_cast<const float4*>(f.next->norm.weight + output);
   }
   return o;
@@ -78,8 +78,8 @@ __device__ inline void store(void* y, int at, const float (&v)[kQuad], int count
 
 // What the warps left of a quad, added in their order; of a pair, of the second matrix too. Read several at a time, so that
 // not each waits for the one before.
-__device__ inline void add_parts(float (&v)[kQuad], float (&other)[kQuad], const float* from, int parts, int apart,
-                                 bool pair) {
+__device__ inline void add_parts(float (&v)[kQuad], float (&other)[kQuad], const float* from, const float* other_from,
+                                 int parts, int apart, bool pair) {
   constexpr int kAtOnce = 4;
 #pragma unroll
   for (int j = 0; j < kQuad; ++j) v[j] = other[j] = 0;
@@ -88,10 +88,10 @@ __device__ inline void add_parts(float (&v)[kQuad], float (&other)[kQuad], const
     float4 a[kAtOnce], b[kAtOnce];
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
-      const float* const part = from + (first + k) * apart;
+      const int at = (first + k) * apart;
       a[k] = b[k] = make_float4(0, 0, 0, 0);
-      if (first + k < parts) a[k] = *reinterpret_cast<const float4*>(part);
-      if (first + k < parts && pair) b[k] = *reinterpret_cast<const float4*>(part + kElements / 2);
+      if (first + k < parts) a[k] = *reinterpret_cast<const float4*>(from + at);
+      if (first + k < parts && pair) b[k] = *reinterpret_cast<const float4*>(other_from + at);
     }
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
@@ -138,7 +138,7 @@ __device__ inline void finish(const DecodePhase& phase, const float* sums, int r
   const DecodeProduct& product = phase.product;
   const bool pair = product.paired, inside = o.count > 0, in_parts = product.splits > 1;
   float v[kQuad], other[kQuad];
-  add_parts(v, other, sums + o.from, o.parts, kSumPitch<typename Rows::Tiles> * rows, pair);
+  add_parts(v, other, sums + o.from, sums + Rows::second_half(o.from), o.parts, Rows::sum_floats(rows), pair);
   float result[kQuad];  // of a pair, what comes of gate and up
 #pragma unroll
   for (int j = 0; j < kQuad; ++j) {
@@ -146,8 +146,8 @@ __device__ inline void finish(const DecodePhase& phase, const float* sums, int r
     result[j] = in_parts || product.wide_output ? v[j] : rounded<bf16>(v[j]);
   }
   if (pair) activate(result, v, other, product.swapped);
-  if (o.next == Next::floats)
-    post_floats(f.to, static_cast<int>(blockIdx.x % product.splits) * rows * product.items + o.group, v, inside);
+  if (o.next == Next::parts)
+    post_sums(f.to, o.group, v, inside);
   else if (o.next == Next::halves)
     post_halves<false>(f.to, o.group, result, inside);
   else if (o.next == Next::rows)

@@ -57,26 +57,27 @@ template <typename Rows, Made kMade, typename Staged>
 __device__ inline void finish_rounds(const DecodePhase& phase, const Share& share, const Done* done, int rows,
                                      const float* sums, const Finish& f, Staged&& staged) {
   constexpr bool kPair = kMade == Made::activated;
-  constexpr int kPitch = kSumPitch<typename Rows::Tiles>, kSums = kRoundSums<typename Rows::Tiles> * kPitch;
+  const int step = Rows::sum_floats(rows);
   const DecodeProduct& product = phase.product;
-  const int lane = threadIdx.x % 32, rounds = share.rounds();
+  const int lane = threadIdx.x % 32, rounds = share.template rounds<typename Rows::Tiles>();
   float scale = 1;
 #pragma unroll 1
   for (int round = 0, first = 0; round < rounds;) {
-    const int items = share.items(round), quads = quads_of(share, items, rows), buffer = round % 2;
+    const int items = share.template items<typename Rows::Tiles>(round), quads = quads_of(share, items, rows),
+              buffer = round % 2;
     const Helpers helpers(lane, quads);
     const Outputs o = outputs_of<Rows>(phase, share, items, done, rows, round, first + lane % helpers.apart, f);
     if (round == 0 && first == 0) scale = staged();
     const bool inside = o.count > 0 && helpers.number == 0;
-    const float* const from = sums + buffer * (kSums * rows) + o.from;
+    const float* const from = sums + buffer * (kRoundSums<typename Rows::Tiles> * step) + o.from;
     const float factor = o.factor * scale, other_factor = o.other_factor * scale;
     uint2 before{};
     if (kMade == Made::sum) before = quad(f.kept + o.kept);
     if (first == 0) meet<kLeftBarrier>(buffer);
 
     float v[kQuad], other[kQuad], result[kQuad];
-    add_share<kPair ? 2 : 4>(v, from, o.parts, kPitch * rows, helpers);
-    if (kPair) add_share<2>(other, from + kElements / 2, o.parts, kPitch * rows, helpers);
+    add_share<kPair ? 2 : 4>(v, from, o.parts, step, helpers);
+    if (kPair) add_share<2>(other, from + kElements / 2, o.parts, step, helpers);
     helpers.add_up(v);
     if (kPair) helpers.add_up(other);
 #pragma unroll

@@ -52,8 +52,8 @@ bool CudaBackend::continues(const Deferred& op) const {
     // The head's logits may be f32; the projections of a layer are not.
     if (n == 1) return aligned(op.t[1]) && (op.t[2].dtype == DType::bf16 || op.t[2].dtype == DType::f32);
     if (d[1].t[2].dtype != DType::bf16 || !streams(op.t[0], op.t[1], op.t[2])) return false;
-    return (n == 2 && decode_pair_fits(static_cast<int>(op.t[0].rows()), d[1].t[1], op.t[1])) ||
-           (n == 3 && d[2].kind == K::rotate) || (n == 5 && op.t[1].rows() == d[3].t[1].rows());
+    return (n == 2 && decode_pair_fits(d[1].t[1], op.t[1])) || (n == 3 && d[2].kind == K::rotate) ||
+           (n == 5 && op.t[1].rows() == d[3].t[1].rows());
   }
   const int64_t rows = normed.rows();
   switch (op.kind) {
@@ -201,7 +201,7 @@ DecodePhase& CudaBackend::add_phase(PhaseKind kind, int64_t rows) {
 // What the last phase left must be `x`; before a norm (kept: its x) it must be one product's result, and what norms keep
 // must be `kept`; and there must be room for more phases: otherwise a new chain begins, which reads x from memory.
 void CudaBackend::continue_chain(const Tensor& x, const Tensor& kept, int phases) {
-  constexpr int kMaps = 3;                     // of a product
+  constexpr int kMaps = 4;                     // of a product, and of an attention after it
   if (chain_->rows > kWholeRows) phases += 2;  // a sum and a join
   if (chain_->phases == 0) return;
   const DecodePhase& last = chain_->phase[chain_->phases - 1];
@@ -230,7 +230,9 @@ void CudaBackend::run_chain() {
   chain.exchange = exchange();
   chain.attention_parts = reinterpret_cast<float*>(static_cast<char*>(weight_buffer()) + kAttentionPartsAt);
   const Overwritten overwritten(chain);
+  chain.follows = after_chain_;
   decode_chain(chain, machine_, stream_.get());
+  after_chain_ = true;
 }
 
 // The matrices of a product: one, three of one input, or a pair.
@@ -240,7 +242,7 @@ void CudaBackend::add_matrices(DecodeProduct& product, std::initializer_list<Pro
   for (const auto& [weight, y] : projections)
     product.matrix[product.matrices++] = {weight.global_scale, y, static_cast<int>(weight.rows())};
   const auto map = [&](const Tensor& weight, const Tensor& second) {
-    chain.maps[chain.mapped++] = decode_maps(chain.rows, weight, second);
+    chain.maps[chain.mapped++] = decode_maps(weight, second);
   };
   if (paired) {
     const Tensor &first = projections.begin()[0].weight, &second = projections.begin()[1].weight;
@@ -250,7 +252,7 @@ void CudaBackend::add_matrices(DecodeProduct& product, std::initializer_list<Pro
   } else {
     for (const auto& [weight, y] : projections) map(weight, Tensor{});
   }
-  product.items = decode_items(chain.rows, product);
+  product.items = decode_items(product);
 }
 
 // The norm at the head of a half and the product after it. Of few rows the product before sums up, of more a phase.
@@ -324,12 +326,16 @@ void CudaBackend::run_attention_half(const std::vector<Deferred>& d) {
   DecodeAttention& call = add_phase(PhaseKind::attention, q.rows()).attention;
   chain_->frequencies = f;
   chain_->positions = positions, chain_->past = past, chain_->attend_from = attend_from;
+  if (q.rows() > kWholeRows) {
+    call.maps = chain_->mapped;
+    chain_->maps[chain_->mapped++] = decode_maps_of_cache(d[6].t[3], d[6].t[4]);
+  }
   call.q_weight = d[2].t[1].f32(), call.k_weight = d[4].t[1].f32(), call.q_eps = d[2].eps, call.k_eps = d[4].eps;
   call.k_cache = d[6].t[3].as<bf16>(), call.v_cache = d[6].t[4].as<bf16>();
   call.q_out = q.as<bf16>(), call.q_rotated = rotated_q.as<bf16>(), call.q_rstd = q_rstd.f32();
   call.k_out = k.as<bf16>(), call.k_rotated = rotated_k.as<bf16>(), call.k_rstd = k_rstd.f32();
   call.v_out = v.as<bf16>(), call.out = out.as<bf16>(), call.lse = lse.f32();
-  call.heads = static_cast<int>(shape.heads), call.kv_heads = static_cast<int>(shape.kv_heads);
+  call.heads = static_cast<int16_t>(shape.heads), call.kv_heads = static_cast<int16_t>(shape.kv_heads);
   call.keys = static_cast<int>(d[7].t[1].rows() / shape.batch);
   call.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(shape.head_dim)));
   written({d[0].t[4], d[0].t[5], q, rotated_q, q_rstd, k, rotated_k, k_rstd, v, out, lse});

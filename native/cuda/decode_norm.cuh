@@ -41,60 +41,71 @@ struct Kept {
 };
 
 // A phase of its own: x + branch from memory (first), or with branch from the phase before. splits: as of that, 0 when it
-// left bf16.
-template <typename Rows, typename Settle>
+// left bf16. await: that it has left something; settle: that all blocks have read what the first phase reads.
+template <typename Rows, typename Await, typename Settle>
 __device__ inline void sum_rows(const DecodeNorm& norm, bool first, const Exchange& source, int splits, int rows,
-                                bf16* kept, const Exchange& to, Settle&& settle) {
+                                bf16* kept, const Exchange& to, Await&& await, Settle&& settle) {
   const Kept mine(rows, norm.width);
   const int all = mine.count() * mine.rows_of_unit * (kElements / kQuad), padded = (all + 31) / 32 * 32;
-  const auto element = [&](int i, auto&& body) {
+  struct Element {
+    int row, group, column;
+    int64_t at;
+    bool inside;
+    float4 weight;
+  };
+  const auto element = [&](int i) {
+    Element e;
     const int g = i / 4, k = g / mine.rows_of_unit, n = g - k * mine.rows_of_unit;
-    const bool inside = i < all;
-    const int unit = inside ? mine.unit(k) : 0, row = mine.row(unit, n), group = mine.group(unit),
-              column = group * kElements + i % 4 * kQuad;
-    body(row, group, column, int64_t{row} * norm.width + column, inside);
+    e.inside = i < all;
+    const int unit = e.inside ? mine.unit(k) : 0;
+    e.row = mine.row(unit, n), e.group = mine.group(unit), e.column = e.group * kElements + i % 4 * kQuad;
+    e.at = int64_t{e.row} * norm.width + e.column;
+    e.weight = make_float4(1, 1, 1, 1);
+    if (e.inside && norm.weight) e.weight = *reinterpret_cast<const float4*>(norm.weight + e.column);
+    return e;
   };
   if (first) {
     // All read before any writes: results may take the places of x and branch.
 #pragma unroll 1
-    for (int i = threadIdx.x; i < all; i += kThreads)
-      element(i, [&](int, int, int, int64_t at, bool) {
-        float x[kQuad], branch[kQuad] = {};
-        unpack4(x, quad(norm.x + at));
-        if (norm.branch) unpack4(branch, quad(norm.branch + at));
+    for (int i = threadIdx.x; i < all; i += kThreads) {
+      const Element e = element(i);
+      float x[kQuad], branch[kQuad] = {};
+      unpack4(x, quad(norm.x + e.at));
+      if (norm.branch) unpack4(branch, quad(norm.branch + e.at));
 #pragma unroll
-        for (int j = 0; j < kQuad; ++j) x[j] += branch[j];
-        quad(kept + i * kQuad) = pack4(x);
-      });
+      for (int j = 0; j < kQuad; ++j) x[j] += branch[j];
+      quad(kept + i * kQuad) = pack4(x);
+    }
     settle();
   }
+  // What does not depend on the phase before, of a thread's first elements, is there when that is.
+  Element e = element(threadIdx.x);
+  if (!first) await();
 #pragma unroll 1
-  for (int i = threadIdx.x; i < padded; i += kThreads)
-    element(i, [&](int row, int group, int column, int64_t at, bool inside) {
-      float x[kQuad] = {}, branch[kQuad];
-      float4 weight = make_float4(1, 1, 1, 1);
-      if (inside && norm.weight) weight = *reinterpret_cast<const float4*>(norm.weight + column);
-      if (inside) unpack4(x, quad(kept + i * kQuad));
-      if (!first) {
-        const int place = row * mine.groups + group;
-        if (splits)
-          collect_floats(branch, source, place, splits, rows * mine.groups);
-        else
-          collect_halves(branch, source, place);
-        const uint2 words = pack4(branch);
-        if (inside && norm.branch_out) quad(norm.branch_out + at) = words;
-        unpack4(branch, words);
+  for (int i = threadIdx.x; i < padded; i += kThreads) {
+    if (i >= kThreads) e = element(i);
+    float x[kQuad] = {}, branch[kQuad];
+    if (e.inside) unpack4(x, quad(kept + i * kQuad));
+    if (!first) {
+      const int place = e.row * mine.groups + e.group;
+      if (splits)
+        collect_sums(branch, source, place, splits, rows * mine.groups);
+      else
+        collect_halves(branch, source, place);
+      const uint2 words = pack4(branch);
+      if (e.inside && norm.branch_out) quad(norm.branch_out + e.at) = words;
+      unpack4(branch, words);
 #pragma unroll
-        for (int j = 0; j < kQuad; ++j) x[j] += branch[j];
-        const uint2 sum = pack4(x);
-        unpack4(x, sum);
-        if (inside) quad(kept + i * kQuad) = sum;
-      }
-      if (inside && norm.sum) quad(norm.sum + at) = pack4(x);
-      const float squares = squares_of_group(x),
-                  y[kQuad] = {x[0] * weight.x, x[1] * weight.y, x[2] * weight.z, x[3] * weight.w};
-      Rows::post(to, row * mine.groups + group, y, squares, inside);
-    });
+      for (int j = 0; j < kQuad; ++j) x[j] += branch[j];
+      const uint2 sum = pack4(x);
+      unpack4(x, sum);
+      if (e.inside) quad(kept + i * kQuad) = sum;
+    }
+    const float squares = squares_of_group(x),
+                y[kQuad] = {x[0] * e.weight.x, x[1] * e.weight.y, x[2] * e.weight.z, x[3] * e.weight.w};
+    Rows::post(to, e.row * mine.groups + e.group, y, squares, e.inside);
+    if (e.inside && norm.sum) quad(norm.sum + e.at) = pack4(x);
+  }
 }
 
 // Partial sums of squares a row, which whoever needs the norm's scale adds up.
@@ -161,16 +172,28 @@ __device__ inline void copy_row(uint32_t to, const char* from, int bytes, uint32
                "l"(from), "r"(bytes), "r"(barrier)
                : "memory");
 }
+// To both blocks of a cluster, at the same place of their memory, completing the barriers of both.
+__device__ inline void copy_row_to_both(uint32_t to, const char* from, int bytes, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], "
+      "%4;" ::"r"(to),
+      "l"(from), "r"(bytes), "r"(barrier), "h"(static_cast<uint16_t>(3))
+      : "memory");
+}
 template <typename Rows>
 __device__ inline void stage_rows(const DecodePhase& phase, const Exchange& source, int rows, const Share& share,
-                                  uint8_t* x, float* squares, uint32_t barrier, uint32_t parity) {
+                                  uint8_t* x, float* squares, uint32_t barrier) {
   const int groups = phase.product.width / kElements, bytes = share.tiles * Rows::kTileBytes, lane = threadIdx.x % 32;
-  if (threadIdx.x == 0) {
+  if (threadIdx.x < 32) {
     asm volatile("fence.proxy.async;" ::: "memory");  // others wrote what is read by the copy engine
-    barrier_expect(barrier, rows * bytes);
-    for (int row = 0; row < rows; ++row)
-      copy_row(shared_address(x + row * Rows::row_bytes(share.tiles)),
-               rows_in(source) + (int64_t{row} * groups / 16 + share.first_tile) * Rows::kTileBytes, bytes, barrier);
+    if (lane == 0) barrier_expect(barrier, rows * bytes);
+    const uint32_t to = shared_address(x + lane * Rows::row_bytes(share.tiles));
+    const char* const from = rows_in(source) + (int64_t{lane} * groups / 16 + share.first_tile) * Rows::kTileBytes;
+    if (cluster_blocks() == 1) {
+      if (lane < rows) copy_row(to, from, bytes, barrier);
+    } else if (lane < rows && lane % 2 == blockIdx.x % 2) {
+      copy_row_to_both(to, from, bytes, barrier);
+    }
   }
   if (phase.norm.weight)
 #pragma unroll 1
@@ -181,7 +204,6 @@ __device__ inline void stage_rows(const DecodePhase& phase, const Exchange& sour
       square = warp_sum(square);
       if (lane == 0) squares[row] = square;
     }
-  barrier_wait(barrier, parity);
 }
 
 // 1 / rms of a row from what staging left, by whole warps; lanes may ask for different rows.
@@ -234,7 +256,7 @@ __device__ inline void join_rows(const DecodeNorm& norm, const Exchange& source,
 #pragma unroll 1
   for (int i = blockIdx.x * kThreads + threadIdx.x; i < all; i += gridDim.x * kThreads) {
     float v[kQuad];
-    collect_floats(v, source, i / 4, splits, rows * groups);
+    collect_sums(v, source, i / 4, splits, rows * groups);
     quad(norm.branch_out + i * kQuad) = pack4(v);
   }
 }

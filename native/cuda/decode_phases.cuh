@@ -10,17 +10,21 @@
 namespace q4::gpu::decode {
 
 // Shared memory: rings | the chain's phases | what attentions share | the block's shares of the products | lists of their
-// items | and of the teams' segments | what norms keep of x | constants of products | x, or what attentions need | sums |
-// squares | globals | what else a block remembers.
+// items | and of the teams' segments | what norms keep of x | constants of products | squares | globals | what else a block
+// remembers | x | sums. Attentions of few rows use the place of x, others that of both: for keys and values, what the warps
+// leave of them, and what else they need.
 struct Layout {
-  int table, sequences, shares, done, segments, kept, constants, x, sums, squares, globals, common, total;
+  int table, sequences, shares, done, segments, kept, constants, squares, globals, common, x, sums, parts, attention,
+      total;
   int sums_buffers;
+  int value_boxes, key_boxes;
 };
 
 // What a block remembers from phase to phase.
 struct Common {
   uint64_t rows_barrier;  // of rows that are copied
   uint32_t rows_parity, first_tag;
+  bool values_come;  // for the next attention, already
 };
 
 // What the phases of a chain need at most.
@@ -29,11 +33,13 @@ struct Needs {
   int items, segments;  // in the lists of a block
   int tiles;            // of a share
   int kept;             // elements of x
-  int attention;        // bytes, never together with x
+  int attention;        // bytes
 };
 
+// shared_bytes: what there is.
 template <typename Rows, int kDepth>
-Layout layout_for(int rows, const Needs& needs) {
+Layout layout_for(int rows, const Needs& needs, int shared_bytes) {
+  constexpr bool kFew = Rows::kExactly > 0;
   const auto align = [](int bytes) { return (bytes + 127) / 128 * 128; };
   Layout l{};
   l.sums_buffers = rows <= 4 ? 2 : 1;
@@ -44,12 +50,30 @@ Layout layout_for(int rows, const Needs& needs) {
   l.segments = l.done + align(needs.items * static_cast<int>(sizeof(Done)));
   l.kept = l.segments + align(needs.segments * static_cast<int>(sizeof(Segment)));
   l.constants = l.kept + align(needs.kept * 2);
-  l.x = l.constants + align(Rows::kConstants);
-  l.sums = l.x + std::max(align(Rows::bytes(rows, needs.tiles)), align(needs.attention));
-  l.squares = l.sums + l.sums_buffers * kRoundSums<typename Rows::Tiles> * kSumPitch<typename Rows::Tiles> * rows * 4;
+  l.squares = l.constants + align(Rows::kConstants);
   l.globals = l.squares + align(rows * kSquares<Rows> * 4);
   l.common = l.globals + align(needs.phases * 3 * 4);
-  l.total = l.common + static_cast<int>(sizeof(Common));
+  l.x = l.common + align(static_cast<int>(sizeof(Common)));
+  const int x = align(Rows::bytes(rows, needs.tiles)), attention = align(needs.attention),
+            sums = align(l.sums_buffers * kRoundSums<typename Rows::Tiles> * Rows::sum_floats(rows) * 4);
+  constexpr int kFixed = static_cast<int>(sizeof(AttentionMemory));
+  if (kFew) {
+    l.attention = l.x, l.parts = l.x + kFixed, l.sums = l.x + std::max(x, attention);
+    l.total = l.sums + sums;
+  } else {
+    // Keys and values get as much room as is left.
+    constexpr int kBox = StagedCache::kBoxBytes, kMost = StagedCache::kMostBoxes;
+    l.x = (l.x + 1023) / 1024 * 1024;
+    const int wanted = attention > 0 ? 2 * kMost * kBox + kFixed : 0;
+    l.total = l.x + std::max({x + sums, attention, std::min(shared_bytes - l.x, wanted) / 128 * 128});
+    l.sums = l.total - sums, l.attention = l.total - align(kFixed);
+    l.parts = l.attention - (attention > 0 ? align(needs.attention - kFixed) : 0);
+    if (attention > 0) {
+      // Values come while sums are still read.
+      l.value_boxes = std::min(kMost, std::max(0, std::min(l.parts, l.sums) - l.x) / kBox);
+      l.key_boxes = std::min(kMost, (l.attention - l.x) / kBox - l.value_boxes);
+    }
+  }
   return l;
 }
 
@@ -66,7 +90,7 @@ __device__ inline T& place(int offset) {
 
 __device__ inline Table table_of(const DecodeChain& chain, const Layout& layout) {
   return {&place<DecodePhase>(layout.table), &place<Share>(layout.shares), &place<Segment>(layout.segments),
-          chain.phases, chain.rows};
+          chain.phases};
 }
 __device__ inline Finish finish_of(const DecodeChain& chain, const Layout& layout, int p) {
   const DecodePhase* const phase = &place<DecodePhase>(layout.table) + p;
@@ -75,8 +99,7 @@ __device__ inline Finish finish_of(const DecodeChain& chain, const Layout& layou
 }
 template <typename Rows>
 __device__ inline float* sums_of(const Layout& layout, int rows, int buffer) {
-  constexpr int kSums = kRoundSums<typename Rows::Tiles> * kSumPitch<typename Rows::Tiles>;
-  return &place<float>(layout.sums) + buffer * (kSums * rows);
+  return &place<float>(layout.sums) + buffer * (kRoundSums<typename Rows::Tiles> * Rows::sum_floats(rows));
 }
 
 // What a warp has of a product: found before x is there.
@@ -106,7 +129,7 @@ struct Multiplier {
         weights.give();
       }
       if (now.count == 0) continue;
-      of_x.leave(sums + place_of_sums<Tiles>(now.which, warp / Tiles::kTeam, part) * kSumPitch<Tiles> * rows, rows);
+      of_x.leave(sums + place_of_sums<Tiles>(now.which, warp / Tiles::kTeam, part) * Rows::sum_floats(rows), rows);
       of_x.reset();
     }
   }
@@ -167,38 +190,31 @@ __device__ inline void prefetch(const DecodeAttention& call, int rows, const Seq
                   threadIdx.x % 4 * kLine);
 }
 
-// The phases and what attentions share, from the kernel's parameters to shared memory.
+// What a block needs beside what earlier kernels leave, from the kernel's parameters to shared memory, by all threads.
 template <typename Rows>
 __device__ inline void copy_parameters(const DecodeChain& chain, const Layout& layout) {
   // Several at a time, and by generic loads: the constant cache takes one at a time.
-  constexpr int kAtOnce = 8;
+  constexpr int kAtOnce = 8, kAll = kBlockThreads<(Rows::kExactly > 0)>;
   uint32_t* const to = &place<uint32_t>(layout.table);
   const char* const from = reinterpret_cast<const char*>(chain.phase);
   const int words = chain.phases * static_cast<int>(sizeof(DecodePhase) / 4);
 #pragma unroll 1
-  for (int first = threadIdx.x; first < words; first += kThreads * kAtOnce) {
+  for (int first = threadIdx.x; first < words; first += kAll * kAtOnce) {
     uint32_t word[kAtOnce];
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k)
-      asm volatile("ld.u32 %0, [%1];" : "=r"(word[k]) : "l"(from + min(first + k * kThreads, words - 1) * 4));
+      asm volatile("ld.u32 %0, [%1];" : "=r"(word[k]) : "l"(from + min(first + k * kAll, words - 1) * 4));
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k)
-      if (first + k * kThreads < words) to[first + k * kThreads] = word[k];
-  }
-  Sequences& sequences = place<Sequences>(layout.sequences);
-  if (chain.past) {
-    if (threadIdx.x < static_cast<unsigned>(chain.rows)) {
-      sequences.past[threadIdx.x] = chain.past[threadIdx.x];
-      sequences.from[threadIdx.x] = chain.attend_from ? chain.attend_from[threadIdx.x] : 0;
-    }
-#pragma unroll 1
-    for (int i = threadIdx.x; i < chain.rows * (D / 2); i += kThreads) {
-      float sine, cosine;
-      sincosf(static_cast<float>(chain.positions[i / (D / 2)]) * chain.frequencies.value[i % (D / 2)], &sine, &cosine);
-      sequences.turns[i / (D / 2)][i % (D / 2)] = make_float2(cosine, sine);
-    }
+      if (first + k * kAll < words) to[first + k * kAll] = word[k];
   }
   Rows::set_constants(&place<uint8_t>(layout.constants));
+  if (threadIdx.x == 0) {
+    Common& common = place<Common>(layout.common);
+    barrier_init(shared_address(&common.rows_barrier), 1);
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    common.rows_parity = 0, common.values_come = false;
+  }
   __syncthreads();
   if (threadIdx.x < static_cast<unsigned>(chain.phases)) {
     const DecodePhase& phase = (&place<DecodePhase>(layout.table))[threadIdx.x];
@@ -208,11 +224,6 @@ __device__ inline void copy_parameters(const DecodeChain& chain, const Layout& l
       for (int m = 0; m < phase.product.matrices; ++m)
         (&place<float>(layout.globals))[threadIdx.x * 3 + m] = *phase.product.matrix[m].global;
     }
-  }
-  if (threadIdx.x == 0) {
-    Common& common = place<Common>(layout.common);
-    barrier_init(shared_address(&common.rows_barrier), 1);
-    common.rows_parity = 0, common.first_tag = chain.counters[2] + 1;
   }
   __syncthreads();
 #pragma unroll 1
@@ -226,6 +237,24 @@ __device__ inline void copy_parameters(const DecodeChain& chain, const Layout& l
                                           &place<Segment>(layout.segments));
   }
   __syncthreads();
+}
+
+// What earlier kernels leave beside what phases take, by those that compute.
+__device__ inline void copy_inputs(const DecodeChain& chain, const Layout& layout) {
+  Sequences& sequences = place<Sequences>(layout.sequences);
+  if (chain.past) {
+    if (threadIdx.x < static_cast<unsigned>(chain.rows)) {
+      sequences.past[threadIdx.x] = chain.past[threadIdx.x];
+      sequences.from[threadIdx.x] = chain.attend_from ? chain.attend_from[threadIdx.x] : 0;
+    }
+#pragma unroll 1
+    for (int i = threadIdx.x; i < chain.rows * (D / 2); i += kThreads) {
+      float sine, cosine;
+      sincosf(static_cast<float>(chain.positions[i / (D / 2)]) * chain.frequencies.value[i % (D / 2)], &sine, &cosine);
+      sequences.turns[i / (D / 2)][i % (D / 2)] = make_float2(cosine, sine);
+    }
+  }
+  if (threadIdx.x == 0) place<Common>(layout.common).first_tag = chain.counters[2] + 1;
 }
 
 // What a phase is linked with, found when it is wanted: nothing stays in registers from phase to phase, attentions need them.
@@ -247,14 +276,61 @@ struct Here {
   }
   __device__ Exchange from() const { return copy_of<kWhole>(exchange(p - 1)); }
   __device__ Exchange to() const { return exchange(p); }
-  __device__ void await() const { gpu::decode::await<!kWhole>(chain.counters + 3 + p - 1, phase(p - 1).arrivals); }
+  __device__ StagedCache staged() const {
+    return {kWhole ? 0 : shared_address(&place<uint8_t>(layout.x)), layout.value_boxes, layout.key_boxes};
+  }
+  // By a warp: what the next attention will read of its cache, which takes longer to come from memory than a phase.
+  __device__ void prefetch_next() const {
+    int q = p + 1;
+    while (q < chain.phases && phase(q).kind != PhaseKind::attention) ++q;
+    if (q < chain.phases) prefetch_cache(phase(q).attention, maps(phase(q).attention), chain.rows, sequences().past);
+  }
+  // Whether what the next attention takes first of its values is on its way; by the warp that has it brought.
+  __device__ void values_come(bool come) const {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) common().values_come = come;
+    __syncwarp();
+  }
+  __device__ float* parts() const { return &place<float>(layout.parts); }
+  __device__ const DecodeMaps& maps(const DecodeAttention& call) const { return chain.maps[reread(call).maps]; }
+  // Of what the copy engine brings to all: its barrier, waited for by all, who then meet, and then its next phase begins.
+  __device__ Common& common() const { return place<Common>(layout.common); }
+  __device__ uint32_t barrier() const { return shared_address(&common().rows_barrier); }
+  __device__ void await_copies() const { barrier_wait(barrier(), common().rows_parity); }
+  __device__ void copies_came() const {
+    if (threadIdx.x == 0) common().rows_parity ^= 1;
+  }
+  // Whether what a phase takes comes in rows, without tags.
+  __device__ bool takes_rows(int which) const { return !kWhole && phase(which).kind == PhaseKind::product; }
+  // By one thread, before all who wait meet.
+  __device__ void await_count() const {
+    const uint32_t* const counter = chain.counters + 3 + p - 1;
+    if (takes_rows(p))
+      gpu::decode::await<true>(counter, phase(p - 1).arrivals);
+    else
+      gpu::decode::await<false>(counter, phase(p - 1).arrivals);
+  }
+  __device__ void await() const {
+    if (threadIdx.x == 0) await_count();
+    block_sync();
+  }
   // A count that nobody waits for, of the last phase, or before an attention that looks at tags alone, might come too late
   // to be set back.
   __device__ bool awaited() const {
     return p + 1 < chain.phases && !(kWhole && phase(p + 1).kind == PhaseKind::attention);
   }
+  // Of a product whose results come with tags, before they are there: whoever waits then asks for them in time.
+  __device__ bool announces() const { return awaited() && phase(p).kind == PhaseKind::product && !takes_rows(p + 1); }
+  __device__ void announce() const {
+    if (threadIdx.x == kThreads - 1 && announces()) gpu::decode::announce(chain.counters + 3 + p);
+  }
+  // Once they are there.
   __device__ void arrive() const {
-    if (awaited()) gpu::decode::arrive<!kWhole>(chain.counters + 3 + p);
+    if (!awaited() || announces()) return;
+    if (takes_rows(p + 1))
+      gpu::decode::arrive<true>(chain.counters + 3 + p);
+    else
+      gpu::decode::arrive<false>(chain.counters + 3 + p);
   }
 };
 
@@ -268,17 +344,17 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
     const Here<kWhole> here{chain, layout, p};
     const Table table = table_of(chain, layout);
     const DecodePhase& phase = table.phase[p];
-    if (p + 1 < chain.phases && table.phase[p + 1].kind == PhaseKind::attention)
+    if (kWhole && p + 1 < chain.phases && table.phase[p + 1].kind == PhaseKind::attention)
       prefetch(table.phase[p + 1].attention, rows, here.sequences());
     if (phase.kind == PhaseKind::attention) {
-      attend<Rows>(phase.attention, here, place<AttentionMemory>(layout.x));
+      attend<Rows>(phase.attention, here, place<AttentionMemory>(layout.attention));
     } else if (phase.kind == PhaseKind::product) {
       const Share& share = table.share[phase.product.shape];
-      if (share.count > 0) {
+      if (kWhole ? share.count > 0 : share.stages) {
         uint8_t* const x = &place<uint8_t>(layout.x);
         float* const squares = &place<float>(layout.squares);
         Multiplier<Rows, kDepth> multiplier(table, share, x, &place<uint8_t>(layout.constants), rows);
-        const int rounds = share.rounds();
+        const int rounds = share.template rounds<typename Rows::Tiles>();
         here.await();
         if constexpr (kWhole) {
           stage_pieces<Rows>(phase, here.from(), share, x, squares);
@@ -288,24 +364,29 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
             multiplier.round(share, sums_of<Rows>(layout, rows, round % 2), rows);
             tell<kLeftBarrier>(round % 2);
           }
-          // Before the results are there: whoever waits then asks for them in time.
-          if (threadIdx.x == kThreads - 1 && here.awaited()) announce(chain.counters + 3 + p);
+          here.announce();
           multiplier.weights.keep();
         } else {
-          Common& common = place<Common>(layout.common);
-          stage_rows<Rows>(phase, here.from(), rows, share, x, squares, shared_address(&common.rows_barrier),
-                           common.rows_parity);
+          stage_rows<Rows>(phase, here.from(), rows, share, x, squares, here.barrier());
+          here.await_copies();
           block_sync();
-          if (threadIdx.x == 0) common.rows_parity ^= 1;
+          here.copies_came();
+          // What it reads may be written over once others have what this block makes of it.
+          if (phase.norm.weight)
+            leave_norm<Rows>(phase.norm, here.from(), squares, rows, (phase.product.items + share.pair) >> share.pair,
+                             threadIdx.x, kThreads);
           const Done* const done = &place<Done>(layout.done) + share.done;
+          // One that only has helped to stage.
+          if (share.count == 0) here.announce();
           for (int round = 0; round < rounds; ++round) {
-            const int quads = quads_of(share, share.items(round), rows);
+            const int quads = quads_of(share, share.template items<typename Rows::Tiles>(round), rows);
             float* const sums = sums_of<Rows>(layout, rows, round % layout.sums_buffers);
             multiplier.round(share, sums, rows);
             // What the first outputs of a thread are it finds while others still multiply.
             const Finish f = finish_of(chain, layout, p);
             const auto outputs = [&](int i) {
-              return outputs_of<Rows>(phase, share, share.items(round), done, rows, round, i, f);
+              return outputs_of<Rows>(phase, share, share.template items<typename Rows::Tiles>(round), done, rows,
+                                      round, i, f);
             };
             Outputs o{};
             float scale = 0;
@@ -313,6 +394,12 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
             const auto more = [&] { return i / 32 * 32 < quads; };
             if (more()) o = outputs(i), scale = scale_of_product<Rows>(phase, squares, row_of_outputs(i, rows));
             block_sync();
+            if (round + 1 == rounds) {
+              here.announce();
+              if (threadIdx.x / 32 == kStagingWarp && p + 1 < chain.phases &&
+                  table.phase[p + 1].kind == PhaseKind::attention)
+                stage_first_values(table.phase[p + 1].attention, here);
+            }
 #pragma unroll 1
             while (more()) {
               finish<Rows>(phase, sums, rows, o, scale, f);
@@ -322,9 +409,6 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
             if (layout.sums_buffers == 1) block_sync();
           }
           multiplier.weights.keep();
-          if (phase.norm.weight)
-            leave_norm<Rows>(phase.norm, here.from(), squares, rows, (phase.product.items + share.pair) >> share.pair,
-                             threadIdx.x, kThreads);
           here.arrive();
         }
       }
@@ -333,12 +417,13 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
       const int splits = before.kind == PhaseKind::product && before.product.splits > 1 ? before.product.splits : 0;
       // The first phase reads what others may write over.
       const auto settle = [&] { grid_sync(chain.counters); };
-      if (!kWhole && p > 0) here.await();
+      if (!kWhole && p == 0 && threadIdx.x / 32 == kStagingWarp) here.prefetch_next();
+      const auto await = [&] { here.await(); };
       if (kWhole || phase.kind == PhaseKind::sum)
         sum_rows<Rows>(phase.norm, kWhole || p == 0, here.from(), splits, rows, &place<bf16>(layout.kept), here.to(),
-                       settle);
+                       await, settle);
       else
-        join_rows(phase.norm, here.from(), splits, rows);
+        await(), join_rows(phase.norm, here.from(), splits, rows);
       here.arrive();
     }
   }
@@ -353,17 +438,29 @@ __global__ void __launch_bounds__(kBlockThreads<(Rows::kExactly > 0)>, 1)
     chain_kernel(const __grid_constant__ DecodeChain chain, const __grid_constant__ Layout layout) {
 #if __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200  // 12.x has not the shared memory
   const Rings<typename Rows::Tiles, kDepth> rings{shared_address(shared_memory())};
-  rings.init();
-  copy_parameters<Rows>(chain, layout);
   constexpr bool kFew = Rows::kExactly > 0;
+  release_next();
+  rings.init();
+  // Another chain leaves weights as they are.
+  if (!chain.follows) wait_previous();
+  copy_parameters<Rows>(chain, layout);
+  if (!kFew) cluster_sync();  // now the other block's barriers are there too
   const int servant = static_cast<int>(threadIdx.x / 32) - kWarps;
   if (servant < 0) {
     if constexpr (!kFew) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kComputeRegisters));
+    wait_previous();
+    copy_inputs(chain, layout);
+    if constexpr (kFew)
+      meet<kStagedBarrier>();
+    else
+      block_sync();
     run_phases<Rows, kDepth>(chain, layout);
   } else if (servant < kBringers<kFew>) {
     if constexpr (!kFew) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kBringRegisters));
     fill_rings<Rows::Tiles::kTeams / kBringers<kFew>>(chain.maps, table_of(chain, layout), rings);
   } else if constexpr (kFew) {
+    wait_previous();
+    meet<kStagedBarrier>();
     finish_products<Rows>(chain, layout);
   }
 #endif

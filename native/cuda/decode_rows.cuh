@@ -43,7 +43,7 @@ struct LaneScales {
 template <int kTiles>  // of eight rows of x
 struct RowsBf16 {
   static constexpr int kExactly = 0;  // any number of rows that fit
-  using Tiles = decode::Tiles<16, 256, 1>;
+  using Tiles = decode::Tiles<16, 256, 2, 10>;
   static constexpr int kTile = Tiles::kTile;
   static constexpr float kEpilogue = kPairEpilogue;
 
@@ -129,7 +129,10 @@ struct RowsBf16 {
     }
   }
 
-  // to[row of x][row of W]
+  // Of a segment, in pairs of rows of x, swizzled, so that what a warp writes at a time lies in different banks.
+  __host__ __device__ static int sum_floats(int rows) { return (rows + 1) / 2 * 2 * Tiles::kGroup; }
+  __device__ static int sum_place(int row, int r) { return row / 2 * 32 + ((row % 2 * 16 + r) ^ (row / 2 % 4 * 8)); }
+  __device__ static int second_half(int place) { return place ^ 8; }
   __device__ void leave(float* to, int rows) const {
     const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
 #pragma unroll
@@ -137,7 +140,7 @@ struct RowsBf16 {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int row = t * 8 + 2 * c + (e & 1);
-        if (row < rows) to[row * kSumPitch<Tiles> + g + (e >> 1) * 8] = sum[t][e] + other[t][e];
+        if (row < rows) to[sum_place(row, g + (e >> 1) * 8)] = sum[t][e] + other[t][e];
       }
   }
 };
@@ -223,7 +226,7 @@ template <int kCount>  // rows of x
 struct RowsInt8 {
   static constexpr int kExactly = kCount;
   static_assert(kCount <= kWholeRows);
-  using Tiles = decode::Tiles<16, 256, 2>;
+  using Tiles = decode::Tiles<16, 256, 2, 16>;
   static constexpr int kTile = Tiles::kTile;
   // Codes count four times; scale bytes, put into the exponent of a float, read 2^-120 too small, and those of x are kept
   // 2^100 too large to make up for most of it.
@@ -368,6 +371,10 @@ struct RowsInt8 {
     }
   }
 
+  // Of a segment, rows padded, so that the sums of many, read at a time, lie in different banks.
+  static constexpr int kSumPitch = Tiles::kGroup + 4;
+  __host__ __device__ static int sum_floats(int rows) { return rows * kSumPitch; }
+  __device__ static int sum_place(int row, int r) { return row * kSumPitch + r; }
   __device__ void leave(float* to, int rows) const {
     const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -377,7 +384,7 @@ struct RowsInt8 {
         float total = sum[r][e];
         total += __shfl_xor_sync(0xffffffffu, total, 1);
         total += __shfl_xor_sync(0xffffffffu, total, 2);
-        if (lane % 4 == 0 && r < rows) to[r * kSumPitch<Tiles> + lane / 4 + e * 8] = total;
+        if (lane % 4 == 0 && r < rows) to[sum_place(r, lane / 4 + e * 8)] = total;
       }
   }
 };

@@ -56,9 +56,11 @@ __device__ inline const T& reread(const T& x) {
 // Tiles of W: kGroup rows (of a pair, half of them of each matrix) and kTile inputs. A warp multiplies one at a time, and
 // the kTeam warps of a team those of a strip, side by side. In shared memory a tile's codes lie row by row, 128 bytes each,
 // swizzled by the copy engine: piece q of row r, 16 bytes, is where q ^ r % 8 would be; scales lie in rows of the strip.
-template <int kGroup_, int kTile_, int kTeam_>
+// kRoundItems: groups of rows, at most, that are multiplied before their sums are added up.
+template <int kGroup_, int kTile_, int kTeam_, int kRoundItems_>
 struct Tiles {
-  static constexpr int kGroup = kGroup_, kTile = kTile_, kTeam = kTeam_, kTeams = kWarps / kTeam;
+  static constexpr int kGroup = kGroup_, kTile = kTile_, kTeam = kTeam_, kTeams = kWarps / kTeam,
+                       kRoundItems = kRoundItems_;
   static constexpr int kRow = kTile / 2, kScales = kTile / 16;  // bytes of a row's codes and scales
   static constexpr int kCodes = kGroup * kRow, kAllScales = kGroup * kScales;
   static constexpr int kStrip = kTeam * (kCodes + kAllScales);
@@ -67,10 +69,22 @@ struct Tiles {
   __device__ static uint32_t place(int r, int q) { return r * kRow + (q ^ (r & 7)) * 16; }
 };
 
-constexpr int kRoundItems = 16;  // that are multiplied before their sums are added up, at most
+// Of more rows two blocks are a cluster, where there are clusters: they take the same piece of the width, and each has half
+// of x brought to both.
+__device__ inline int cluster_blocks() {
+  uint32_t blocks;
+  asm("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(blocks));
+  return static_cast<int>(blocks);
+}
+// All threads of the cluster's blocks.
+__device__ inline void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
 // What a block computes of a product: tiles [first_tile, +tiles) of the width, of `count` items.
 struct Share {
-  int first_tile, tiles, strips, first_item, step, count;
+  int piece, first_tile, tiles, strips, first_item, step, count;
+  bool stages;                    // whether a block of its cluster has items
   int pair;                       // 1: two neighbouring items at a time, which together have sixteen outputs
   uint32_t per_strip;             // n / strips = n · per_strip >> 20, for the n that occur here
   int done;                       // where its items are in the list of what is to be finished
@@ -78,25 +92,36 @@ struct Share {
 
   __device__ int item(int i) const { return (first_item + (i >> pair) * step << pair) | (i & pair); }
   __device__ int item_of_strip(int n) const { return static_cast<int>(static_cast<uint32_t>(n) * per_strip >> 20); }
-  __device__ int items(int round) const { return min(kRoundItems, count - round * kRoundItems); }
-  __device__ int rounds() const { return (count + kRoundItems - 1) / kRoundItems; }
+  template <typename Tiles>
+  __device__ int items(int round) const {
+    return min(Tiles::kRoundItems, count - round * Tiles::kRoundItems);
+  }
+  template <typename Tiles>
+  __device__ int rounds() const {
+    return (count + Tiles::kRoundItems - 1) / Tiles::kRoundItems;
+  }
 };
 
 template <typename Tiles>
 __device__ inline void share_out(Share& share, const DecodeProduct& product) {
-  const int pieces = product.splits, per_piece = static_cast<int>(gridDim.x) / pieces, piece = blockIdx.x % pieces,
-            pair = product.paired ? 1 : 0, groups = (product.items + pair) >> pair;
-  int place = blockIdx.x / pieces;
+  const int cluster = cluster_blocks(), number = blockIdx.x / cluster, pieces = product.splits,
+            per_piece = static_cast<int>(gridDim.x) / cluster / pieces * cluster, piece = number % pieces,
+            pair = product.paired ? 1 : 0, groups = (product.items + pair) >> pair,
+            first_place = number / pieces * cluster;
+  int place = first_place + static_cast<int>(blockIdx.x) % cluster;
+  share.stages = first_place < per_piece && first_place < groups;
   // Sums are where x is kept. Of other products the blocks that have one group more are others, that no block has all the
   // more to bring.
-  if (!product.adds && groups >= per_piece) place = (place + per_piece / 2) % per_piece;
-  const int all = (product.width + Tiles::kTile - 1) / Tiles::kTile, first = all * piece / pieces;
-  const int tiles = all * (piece + 1) / pieces - first;
+  if (!product.adds && groups >= per_piece && place < per_piece) place = (place + per_piece / 2) % per_piece;
+  const int all = (product.width + Tiles::kTile - 1) / Tiles::kTile, all_strips = Tiles::strips(all);
+  const int first = all_strips * piece / pieces * Tiles::kTeam;
+  const int tiles = min(all, all_strips * (piece + 1) / pieces * Tiles::kTeam) - first;
   int count = place < per_piece && place < groups ? ((groups - place + per_piece - 1) / per_piece) << pair : 0;
   // The last group of all may be half of one.
   if (count && (product.items & pair) && (groups - 1 - place) % per_piece == 0) --count;
   const int strips = Tiles::strips(tiles);
-  share.first_tile = first, share.tiles = tiles, share.first_item = place, share.step = per_piece, share.count = count;
+  share.piece = piece, share.first_tile = first, share.tiles = tiles, share.first_item = place, share.step = per_piece,
+  share.count = count;
   share.strips = strips, share.per_strip = ((1u << 20) + strips - 1) / max(1, strips);
   share.pair = pair, share.done = product.done;
 }
@@ -109,7 +134,7 @@ struct Range {
 template <typename Tiles>
 __device__ inline Range range_of(const Share& share, int round, int team) {
   constexpr int kTeams = Tiles::kTeams;
-  const int total = share.items(round) * share.strips;
+  const int total = share.items<Tiles>(round) * share.strips;
   if (total < kTeams) return {min(team, total), min(team + 1, total)};
   const int each = total / kTeams, with_less = kTeams - total % kTeams, begin = each * team + max(0, team - with_less);
   return {begin, begin + each + (team >= with_less)};
@@ -148,12 +173,9 @@ struct alignas(8) Segment {
   int group;
 };
 constexpr int kMostTiles = 128;  // of a share
-// Of a round, the sums that warps leave: of every segment, by every warp of the team; so many floats a row of x, some of
-// them unused where a warp reads the sums of many items at a time, so that these lie in different banks.
+// Of a round, the sums that warps leave: of every segment, by every warp of the team.
 template <typename Tiles>
-constexpr int kRoundSums = (kRoundItems + Tiles::kTeams) * Tiles::kTeam;
-template <typename Tiles>
-constexpr int kSumPitch = Tiles::kGroup + (Tiles::kTeam > 1 ? 4 : 0);
+constexpr int kRoundSums = (Tiles::kRoundItems + Tiles::kTeams) * Tiles::kTeam;
 template <typename Tiles>
 __device__ inline int place_of_sums(int which, int team, int warp_of_team) {
   return (which + team) * Tiles::kTeam + warp_of_team;
@@ -162,7 +184,7 @@ __device__ inline int place_of_sums(int which, int team, int warp_of_team) {
 // By one warp: what each of all teams does, in lists one after the other, from place `first` on.
 template <typename Tiles>
 __device__ inline void list_segments(Share& share, const DecodeProduct& product, int first, Segment* segments) {
-  const int lane = threadIdx.x % 32, rounds = share.rounds();
+  const int lane = threadIdx.x % 32, rounds = share.rounds<Tiles>();
   int count = 0;
   if (lane < Tiles::kTeams)
     for (int round = 0; round < rounds; ++round) {
@@ -185,7 +207,7 @@ __device__ inline void list_segments(Share& share, const DecodeProduct& product,
     if (at == range.end) *to++ = {0, 0, 0, 0, 1, 0};
     for (; at < range.end; ++which) {
       const int strip = at - which * share.strips, strips = min(share.strips - strip, range.end - at);
-      const Item item = item_of<Tiles>(product, share.item(round * kRoundItems + which));
+      const Item item = item_of<Tiles>(product, share.item(round * Tiles::kRoundItems + which));
       at += strips;
       *to++ = {static_cast<uint8_t>(strip),
                static_cast<uint8_t>(strips),
@@ -209,7 +231,8 @@ template <typename Tiles>
 __device__ inline void list_done(const Share& share, const DecodeProduct& product, Done* done) {
 #pragma unroll 1
   for (int i = threadIdx.x; i < share.count; i += kThreads) {
-    const int round = i / kRoundItems, which = i % kRoundItems, total = share.items(round) * share.strips;
+    const int round = i / Tiles::kRoundItems, which = i % Tiles::kRoundItems,
+              total = share.items<Tiles>(round) * share.strips;
     const int first = team_of_strip<Tiles>(which * share.strips, total),
               last = team_of_strip<Tiles>((which + 1) * share.strips - 1, total);
     const Item item = item_of<Tiles>(product, share.item(i));
@@ -225,7 +248,7 @@ struct Table {
   const DecodePhase* phase;
   const Share* share;  // of this block, by DecodeProduct::shape
   const Segment* segments;
-  int phases, rows;
+  int phases;
 };
 
 }  // namespace q4::gpu::decode

@@ -30,18 +30,53 @@ struct Task {
   __device__ int cached() const { return min(end, past); }
 };
 
-// Followed by what the warps leave.
-struct AttentionMemory {
+// With what the warps leave: [kWarps][queries][part_floats].
+struct alignas(16) AttentionMemory {
   bf16 q[kQueries][kHeadPitch];
   bf16 new_row[2][D];  // this step's key, and the block's elements of its value
   uint32_t last;
-  alignas(16) float parts[];  // [kWarps][queries][part_floats]
 };
 // A part of the softmax: its maximum (of scores times log2 e), its sum, and so many weighted values.
 constexpr int part_floats(int values) { return values + 4; }
 constexpr int attention_bytes(int queries, bool few_rows) {
   return static_cast<int>(sizeof(AttentionMemory)) + kWarps * queries * part_floats(D / value_parts(few_rows)) * 4;
 }
+
+// Of more rows a block has its first cached keys and values brought to shared memory while it waits for q, by the copy
+// engine: as loads of so many bytes they would come late. A box is 32 keys, or values, halves of a row after one another,
+// 128 bytes each, swizzled as tiles of codes are. Boxes of values come first; warps leave their parts where keys were.
+struct StagedCache {
+  static constexpr int kBoxKeys = 32, kHalfBytes = kBoxKeys * 128, kBoxBytes = 2 * kHalfBytes, kMostBoxes = 8;
+  uint32_t memory;
+  int value_boxes, key_boxes;  // that there is room for
+
+  // Sixteen keys, the first `at` places from the task's first.
+  __device__ bool has_keys(int at) const { return at + kKeys <= key_boxes * kBoxKeys; }
+  __device__ bool has_values(int at) const { return at + kKeys <= value_boxes * kBoxKeys; }
+  template <typename Fetched>
+  __device__ void load_keys(Fetched& fetched, int at) const {
+    const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
+    const uint32_t row = memory + (value_boxes + at / kBoxKeys) * kBoxBytes + (at % kBoxKeys + g) * 128;
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        fetched.keys[half][i] = shared_load(row + half * 8 * 128 + i / 2 * kHalfBytes + ((i % 2 * 4 + c) ^ g) * 16);
+  }
+  // Of so many that are there, half `half`.
+  template <typename Fetched>
+  __device__ void load_values(Fetched& fetched, int at, int half, int rows) const {
+    static_assert(Fetched::kWidth == D / 2);
+    const int g = threadIdx.x % 32 / 4;
+    const uint32_t box = memory + at / kBoxKeys * kBoxBytes + half * kHalfBytes;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int j = Fetched::key_of_value(i);
+      fetched.values[i] =
+          j < rows ? shared_load(box + (at % kBoxKeys + j) * 128 + (g ^ (j & 7)) * 16) : make_uint4(0, 0, 0, 0);
+    }
+  }
+};
 
 // 2^x to 2 ulp, denormals to zero.
 __device__ inline float exp2_fast(float x) {

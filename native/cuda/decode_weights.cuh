@@ -57,12 +57,20 @@ __device__ inline void copy_codes(uint32_t to, const DecodeMaps* maps, int row, 
       "l"(&maps->codes), "r"(0), "r"(row), "r"(0), "r"(tile), "r"(barrier), "l"(kEvictFirst)
       : "memory");
 }
-__device__ inline void copy_scales(uint32_t to, const DecodeMaps* maps, int row, int byte, uint32_t barrier) {
+__device__ inline void copy_box(uint32_t to, const CUtensorMap& map, int x, int y, int z, uint32_t barrier) {
   asm volatile(
       "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to),
-      "l"(&maps->scales), "r"(byte), "r"(row), "r"(0), "r"(barrier)
+      "l"(&map), "r"(x), "r"(y), "r"(z), "r"(barrier)
       : "memory");
+}
+__device__ inline void copy_scales(uint32_t to, const DecodeMaps* maps, int row, int byte, uint32_t barrier) {
+  copy_box(to, maps->scales, byte, row, 0, barrier);
+}
+// From memory into the second-level cache.
+__device__ inline void prefetch_box(const CUtensorMap& map, int x, int y, int z) {
+  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(&map), "r"(x), "r"(y), "r"(z)
+               : "memory");
 }
 
 // Where a tile is in shared memory.
@@ -146,7 +154,8 @@ class WeightStream {
 // more than two thirds of what memory can give.
 template <int kRingsOfWarp, typename Tiles, int kDepth>
 __device__ inline void fill_rings(const DecodeMaps* maps, const Table& table, const Rings<Tiles, kDepth>& rings) {
-  constexpr int kPause = 100;  // nanoseconds: those that compute need the time that looking takes
+  constexpr int kPause =
+      kRingsOfWarp == 2 ? 20 : 100;  // nanoseconds: those that compute need the time that looking takes
   const int lane = threadIdx.x % 32, team = (threadIdx.x / 32 - kWarps) * kRingsOfWarp + lane;
   if (lane >= kRingsOfWarp) return;
   constexpr uint32_t kLanes = (1u << kRingsOfWarp) - 1;

@@ -85,4 +85,16 @@ CUtensorMap scale_map(const void* data, int64_t row_bytes, int64_t rows, int64_t
                   CU_TENSOR_MAP_SWIZZLE_NONE});
 }
 
+// Of a cache, rows of heads of 256 bytes: halves of a head in so many rows, one after the other, swizzled.
+CUtensorMap cache_map(const void* data, int64_t row_bytes, int64_t rows, int box_rows) {
+  constexpr int64_t kHalf = 128;
+  return encoded({data,
+                  CU_TENSOR_MAP_DATA_TYPE_UINT8,
+                  {kHalf, rows, row_bytes / kHalf},
+                  {kHalf, box_rows, 2},
+                  {row_bytes, kHalf},
+                  3,
+                  CU_TENSOR_MAP_SWIZZLE_128B});
+}
+
 }  // namespace q4::gpu::sm90
