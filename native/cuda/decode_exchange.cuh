@@ -56,17 +56,23 @@ __device__ inline uint4 peek(const uint4* from) {
       : "memory");
   return v;
 }
-template <int kCount>
-__device__ inline void collect(uint4 (&v)[kCount], const uint4* from, uint32_t tag) {
+// Pieces, once all have come: where is piece i.
+template <int kCount, typename Where>
+__device__ inline void collect_at(uint4 (&v)[kCount], Where&& where, uint32_t tag) {
   for (;;) {
     bool arrived = true;
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) v[i] = peek(from + i);
+    for (int i = 0; i < kCount; ++i) v[i] = peek(where(i));
 #pragma unroll
     for (int i = 0; i < kCount; ++i) arrived &= v[i].w == tag;
     if (arrived) break;
     __nanosleep(kPollPause);
   }
+}
+template <int kCount>
+__device__ inline void collect(uint4 (&v)[kCount], const uint4* from, uint32_t tag) {
+  collect_at(
+      v, [&](int i) { return from + i; }, tag);
 }
 
 // Four neighbouring lanes have the elements of one group each, four a lane: called by whole warps, stored where `inside`.
@@ -101,15 +107,8 @@ __device__ inline void collect_sums(float (&v)[kQuad], const Exchange& from, int
   for (int first = 0; first < splits; first += kAtOnce) {
     const uint4* const pieces = from.slot + (first * stride + group) * kGroupPieces + threadIdx.x % 4;
     uint4 p[kAtOnce];
-    for (;;) {
-      bool arrived = true;
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) p[i] = peek(pieces + min(i, splits - 1 - first) * stride * kGroupPieces);
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) arrived &= p[i].w == from.tag;
-      if (arrived) break;
-      __nanosleep(kPollPause);
-    }
+    collect_at(
+        p, [&](int i) { return pieces + min(i, splits - 1 - first) * stride * kGroupPieces; }, from.tag);
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       if (first + i >= splits) break;

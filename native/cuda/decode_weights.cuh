@@ -154,8 +154,9 @@ class WeightStream {
 // more than two thirds of what memory can give.
 template <int kRingsOfWarp, typename Tiles, int kDepth>
 __device__ inline void fill_rings(const DecodeMaps* maps, const Table& table, const Rings<Tiles, kDepth>& rings) {
-  constexpr int kPause =
-      kRingsOfWarp == 2 ? 20 : 100;  // nanoseconds: those that compute need the time that looking takes
+  // Nanoseconds: those that compute need the time that looking takes. Of more rows, where a warp fills two rings, these are
+  // shallow, and a free place should not wait.
+  constexpr int kPause = kRingsOfWarp == 2 ? 20 : 100;
   const int lane = threadIdx.x % 32, team = (threadIdx.x / 32 - kWarps) * kRingsOfWarp + lane;
   if (lane >= kRingsOfWarp) return;
   constexpr uint32_t kLanes = (1u << kRingsOfWarp) - 1;

@@ -263,7 +263,7 @@ void bench_decode(Harness& h) {
   struct Layer {
     Tensor q, k, v, o, gate, up, down, k_cache, v_cache;
   };
-  const int64_t capacity = 256, most = 16;
+  const int64_t capacity = 256, most = 16;  // contexts grow no further
   std::vector<Layer> layers(kLayers);
   const auto matrix = [&](int64_t o, int64_t k) { return random_tensor(h, DType::nvfp4, {o, k}); };
   for (Layer& l : layers) {
