@@ -47,7 +47,6 @@ CudaBackend::CudaBackend(int index) : index_(index) {
   processors_ = properties.multiProcessorCount;
   capability_ = properties.major * 10 + properties.minor;
   machine_ = decode_machine(processors_, static_cast<int>(properties.sharedMemPerBlockOptin), capability_);
-  chain_ = std::make_unique<DecodeChain>();
   target_ = target_for(capability_);
   Q4_CHECK(cudaStreamCreateWithFlags(stream_.out(), cudaStreamNonBlocking));
   Q4_CHECK(cudaEventCreate(epoch_.out()));

@@ -19,7 +19,8 @@ struct Workspace {
   static constexpr int64_t kWeightBytes = int64_t{64} << 20;   // one dequantised matrix, or a piece of it
   static constexpr int64_t kPartialBytes = int64_t{48} << 20;  // partial sums between the passes of one op
   static constexpr int64_t kSmallBytes = int64_t{1} << 16;     // constants and tickets
-  static constexpr int64_t kBytes = kProductBytes + kWeightBytes + kPartialBytes + kSmallBytes + kExchangeBytes;
+  static constexpr int64_t kBytes =
+      kProductBytes + kWeightBytes + kPartialBytes + kSmallBytes + kExchangeBytes + kScriptBytes;
 };
 
 // *out = a reduction of x [elements], by the blocks from first_block on.
@@ -173,15 +174,17 @@ class CudaBackend final : public Backend {
   void continue_chain(const Tensor& x, const Tensor& kept, int phases);
   void written(std::initializer_list<Tensor> results);
   void run_chain();
+  void place_script();
   void discard_chain() {
-    empty_chain(*chain_);
+    plan_.maps.clear(), plan_.phases.clear();
+    plan_.chain = DecodeChain{};  // its operands may no longer exist when the next is run
     open_ = handed_on_ = kept_ = Tensor{};
   }
   // The stream, with nothing put off.
   cudaStream_t stream() {
     if (squares_.count > 0) run_squares();
     if (!deferred_.empty()) run_deferred();
-    if (chain_->phases > 0) run_chain();
+    if (!plan_.phases.empty()) run_chain();
     after_chain_ = false;
     return stream_.get();
   }
@@ -192,13 +195,15 @@ class CudaBackend final : public Backend {
   }
   std::vector<Deferred> deferred_;
   bool undeferring_ = false;
-  std::unique_ptr<DecodeChain> chain_;  // phases that are not launched yet
-  bool after_chain_ = false;            // whether the last kernel in the stream is a chain
+  DecodePlan plan_;           // phases that are not launched yet
+  bool after_chain_ = false;  // whether the last kernel in the stream is a chain
   // What its last phase leaves to the next; the same, where that is in parts and not in memory; what its norms keep.
   Tensor handed_on_, open_, kept_;
   // A place in the weight buffer.
   static constexpr int64_t kAttentionPartsAt = int64_t{48} << 20;
   char* exchange() const { return small() + Workspace::kSmallBytes; }
+  // For chains that are not recorded, one after the other.
+  char* script_place() const { return exchange() + kExchangeBytes; }
 
   float* partials() const {
     return reinterpret_cast<float*>(workspace_bytes_ + Workspace::kProductBytes + Workspace::kWeightBytes);
@@ -240,10 +245,17 @@ class CudaBackend final : public Backend {
   Event epoch_, mark_;
 
   // A program is run plainly once (so that everything lazy exists), recorded the second time, replayed from then on.
+  // What its decode chains read from device memory lives as long.
+  struct Script {
+    DeviceMemory memory;
+    std::vector<char> contents;  // until it is there
+  };
   struct Recording {
     int runs = 0;
+    std::vector<Script> scripts;
     GraphExec graph;
   };
+  std::vector<Script> scripts_;  // of the recording that is being made
   std::map<uint64_t, Recording> recordings_;
   enum class Mode { plain, recording, replaying } mode_ = Mode::plain;
 };

@@ -18,6 +18,7 @@ bool CudaBackend::begin_run(uint64_t program, bool profiled) {
     return false;
   }
   if (recording.runs > 0) {
+    scripts_.clear();
     Q4_CHECK(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
     mode_ = Mode::recording;
   }
@@ -26,20 +27,20 @@ bool CudaBackend::begin_run(uint64_t program, bool profiled) {
 
 void CudaBackend::end_run(uint64_t program) {
   if (std::current_exception()) discard_put_off();
-  const Mode mode = std::exchange(mode_, Mode::plain);
   const cudaStream_t stream = stream_.get();
   try {
     (void)this->stream();
   } catch (...) {
     // What was put off could not be launched: a recording must not stay open for it.
     discard_put_off();
-    if (mode == Mode::recording) {
+    if (std::exchange(mode_, Mode::plain) == Mode::recording) {
       Graph unfinished;
       (void)cudaStreamEndCapture(stream, unfinished.out());
       (void)cudaGetLastError();
     }
     throw;
   }
+  const Mode mode = std::exchange(mode_, Mode::plain);
   Recording& recording = recordings_[program];
   if (mode == Mode::recording) {
     Graph graph;
@@ -50,6 +51,12 @@ void CudaBackend::end_run(uint64_t program) {
       return;
     }
     check(ended, "cudaStreamEndCapture");
+    for (Script& script : scripts_) {
+      Q4_CHECK(cudaMemcpyAsync(script.memory.get(), script.contents.data(), script.contents.size(),
+                               cudaMemcpyHostToDevice, stream));
+      script.contents = {};
+    }
+    recording.scripts = std::exchange(scripts_, {});
     Q4_CHECK(cudaGraphInstantiate(recording.graph.out(), graph.get(), 0));
   }
   if (mode == Mode::plain) {

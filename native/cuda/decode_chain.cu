@@ -1,6 +1,9 @@
 // Decode chains on the host: what fits, how products are shared out, and the launch (the kernel: decode_phases.cuh).
 #include "cuda/decode_chain.h"
 
+#include <cstring>
+#include <type_traits>
+
 #include "core/error.h"
 #include "cuda/decode_phases.cuh"
 
@@ -103,7 +106,7 @@ bool same_shares(const DecodeProduct& a, const DecodeProduct& b) {
   for (int m = 0; m < std::max(a.matrices, b.matrices); ++m)
     if (a.matrix[m].outputs != b.matrix[m].outputs) return false;
   return a.matrices == b.matrices && a.width == b.width && a.items == b.items && a.splits == b.splits &&
-         a.paired == b.paired;
+         a.paired == b.paired && a.adds == b.adds;
 }
 
 }  // namespace
@@ -156,7 +159,7 @@ int decode_splits(int rows, int width) {
   return std::max(divide_up(width, kMostWidth), std::min(kSplits, std::max(1, strips / 2)));
 }
 
-bool decode_fits(int rows, int width, bool whole, const DecodeMachine& machine) {
+bool decode_fits(int rows, int width, int outputs, bool whole, const DecodeMachine& machine) {
   // The copy engine takes rows of scales that are whole pieces of 16 bytes.
   if (machine.capability < 90 || rows > kDecodeRows || width % 256 != 0 || width <= 0) return false;
   const int splits = whole ? 1 : decode_splits(rows, width);
@@ -164,12 +167,15 @@ bool decode_fits(int rows, int width, bool whole, const DecodeMachine& machine) 
   if (machine.processors * kDecodeQueries * kPartLanes * 2 > kCopyPieces - kPartPieces) return false;
   // What item_of_strip's reciprocal is exact for, and segments have bits for; every piece of the width a cluster.
   if (divide_up(width, splits) > kMostTiles * 256 || splits > machine.processors / 2) return false;
-  // With all that the phases of a layer need beside it.
+  // Pairs and three matrices may have a group more than outputs alone say.
+  const int blocks = machine.processors / cluster_of(rows, machine) / splits * cluster_of(rows, machine);
+  if (divide_up(outputs / kGroup + 3, blocks) + 1 > kProductItems / 2) return false;
+  // With all that a chain may need beside it.
   const auto needs = [&](auto type) {
     return Needs{kChainPhases,
-                 8,
-                 256,
-                 segments_of(rows, 256),
+                 kChainShapes,
+                 kChainItems,
+                 segments_of(rows, kChainItems),
                  tiles_of<typename decltype(type)::type>(width, splits),
                  kept_of(rows, width, machine.processors),
                  attention_bytes(kDecodeQueries, rows <= kWholeRows)};
@@ -196,39 +202,81 @@ bool decode_hands_on(int rows, const DecodeProduct& product) {
          groups * kElements * 2 <= kRowsBytes && groups * 4 <= kNumbersBytes;
 }
 
-void decode_chain(DecodeChain& chain, const DecodeMachine& machine, cudaStream_t stream) {
-  constexpr size_t kBefore = 112;  // the compiler keeps maps at multiples of 128 in the constant cache
-  static_assert(kBefore + sizeof(DecodeChain) + sizeof(Layout) <= 32764, "more than a kernel's parameters may hold");
+namespace {
+
+// What the phases need at most; says of every product what shape it has.
+Needs deal_out(DecodePlan& plan, const DecodeMachine& machine) {
+  DecodeChain& chain = plan.chain;
   const int blocks = machine.processors, cluster = cluster_of(chain.rows, machine);
-  Needs most{chain.phases, 0, 0, 0, 1, 0, 0};
-  for (int p = 0; p < chain.phases; ++p) {
-    DecodePhase& phase = chain.phase[p];
+  Needs needs{};
+  needs.tiles = 1;
+  chain.shapes = chain.products = 0;
+  for (size_t p = 0; p < plan.phases.size(); ++p) {
+    DecodePhase& phase = plan.phases[p];
     if (phase.kind == PhaseKind::attention)
-      most.attention = std::max(
-          most.attention, attention_bytes(phase.attention.heads / phase.attention.kv_heads, chain.rows <= kWholeRows));
+      needs.attention = std::max(
+          needs.attention, attention_bytes(phase.attention.heads / phase.attention.kv_heads, chain.rows <= kWholeRows));
     if (phase.kind == PhaseKind::sum || phase.norm.weight)
-      most.kept = std::max(most.kept, kept_of(chain.rows, phase.norm.width, blocks));
+      needs.kept = std::max(needs.kept, kept_of(chain.rows, phase.norm.width, blocks));
     phase.arrivals = phase.kind == PhaseKind::attention
                          ? chain.rows * phase.attention.kv_heads * value_parts(chain.rows <= kWholeRows)
                      : phase.kind == PhaseKind::product ? busy_blocks(phase.product, blocks, cluster)
                                                         : blocks;
     if (phase.kind != PhaseKind::product) continue;
+    ++chain.products;
     DecodeProduct& product = phase.product;
-    product.first_of_shape = true, product.shape = most.shapes;
-    product.done = most.items, product.segments = most.segments;
-    for (int q = 0; q < p && product.first_of_shape; ++q)
-      if (chain.phase[q].kind == PhaseKind::product && same_shares(product, chain.phase[q].product))
-        product.first_of_shape = false, product.shape = chain.phase[q].product.shape;
-    if (!product.first_of_shape) continue;
+    const auto first = [&](int shape) -> const DecodeProduct& {
+      return plan.phases[static_cast<size_t>(chain.first_of_shape[shape])].product;
+    };
+    for (product.shape = 0; product.shape < chain.shapes && !same_shares(product, first(product.shape));)
+      ++product.shape;
+    if (product.shape < chain.shapes || chain.shapes == kChainShapes) continue;
+    chain.first_of_shape[chain.shapes++] = static_cast<int>(p);
+    product.done = needs.items, product.segments = needs.segments;
     const int items = items_of(product, blocks, cluster);
-    ++most.shapes, most.items += items, most.segments += segments_of(chain.rows, items);
+    needs.items += items, needs.segments += segments_of(chain.rows, items);
   }
+  needs.products = chain.products, needs.shapes = chain.shapes;
+  return needs;
+}
+
+}  // namespace
+
+bool decode_has_room(DecodePlan& plan, int phases, const DecodeMachine& machine) {
+  if (static_cast<int>(plan.phases.size()) + phases > kChainPhases) return false;
+  const Needs needs = deal_out(plan, machine);
+  return needs.shapes < kChainShapes && needs.items + kProductItems <= kChainItems;
+}
+
+std::vector<char> decode_script(DecodePlan& plan, const char* place, const DecodeMachine& machine) {
+  DecodeChain& chain = plan.chain;
+  deal_out(plan, machine);
+  std::vector<DecodeWeights> weights;
+  for (const DecodePhase& phase : plan.phases)
+    if (phase.kind == PhaseKind::product)
+      weights.push_back({phase.product.maps, static_cast<uint8_t>(phase.product.shape), phase.product.paired});
+  std::vector<char> script;
+  const auto add = [&](const auto& list) {
+    using T = typename std::decay_t<decltype(list)>::value_type;
+    const size_t at = script.size(), bytes = list.size() * sizeof(T);
+    script.resize((at + bytes + 127) / 128 * 128);
+    if (bytes > 0) std::memcpy(script.data() + at, list.data(), bytes);
+    return reinterpret_cast<const T*>(place + at);
+  };
+  chain.mapped = static_cast<int>(plan.maps.size()), chain.phases = static_cast<int>(plan.phases.size());
+  chain.maps = add(plan.maps), chain.phase = add(plan.phases), chain.weights = add(weights);
+  return script;
+}
+
+void decode_chain(DecodePlan& plan, const DecodeMachine& machine, cudaStream_t stream) {
+  const DecodeChain& chain = plan.chain;
+  const Needs most = deal_out(plan, machine);
+  const int blocks = machine.processors, cluster = cluster_of(chain.rows, machine);
   const auto needs = [&](auto type) {
     Needs n = most;
-    for (int p = 0; p < chain.phases; ++p)
-      if (chain.phase[p].kind == PhaseKind::product)
-        n.tiles = std::max(n.tiles, tiles_of<typename decltype(type)::type>(chain.phase[p].product.width,
-                                                                            chain.phase[p].product.splits));
+    for (const DecodePhase& phase : plan.phases)
+      if (phase.kind == PhaseKind::product)
+        n.tiles = std::max(n.tiles, tiles_of<typename decltype(type)::type>(phase.product.width, phase.product.splits));
     return n;
   };
   const bool run = with_kernel(chain.rows, needs, machine, [&](auto* kernel, const Layout& layout) {
@@ -242,7 +290,7 @@ void decode_chain(DecodeChain& chain, const DecodeMachine& machine, cudaStream_t
     attributes[0].id = cudaLaunchAttributeCooperative;
     attributes[0].val.cooperative = 1;
     attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[1].val.programmaticStreamSerializationAllowed = 1;
+    attributes[1].val.programmaticStreamSerializationAllowed = plan.overlaps;
     // A cluster of one block would take longer than none.
     attributes[2] = in_clusters(cluster);
     config.attrs = attributes;

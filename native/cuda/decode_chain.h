@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "core/tensor.h"
 #include "cuda/check.h"
@@ -48,8 +49,7 @@ struct DecodeProduct {
   bool swapped;  // of a pair, matrix 0 is up
   bool adds;     // y is the branch of the next phase's norm, and this phase computes its sum
   // Set when the chain is launched.
-  int shape;  // products of a chain that are shared out alike have the same
-  bool first_of_shape;
+  int shape;           // products of a chain that are shared out alike have the same
   int done, segments;  // where the lists of the shape begin
 };
 
@@ -69,7 +69,7 @@ struct DecodeAttention {
 
 enum class PhaseKind : int { product, sum, attention, join };
 
-struct DecodePhase {
+struct alignas(16) DecodePhase {
   PhaseKind kind;
   int arrivals;     // how many blocks will leave something; set when the chain is launched
   DecodeNorm norm;  // of a sum (without weight: x alone); of a join, branch_out and width; of a product, that of its x
@@ -79,8 +79,9 @@ struct DecodePhase {
   };
 };
 
-// What the parameters of a kernel have room for.
-constexpr int kChainPhases = 62, kChainMaps = 76;
+// Of a chain: phases at most; shapes of products, and groups of rows that a block may have of one product, and of one of each
+// shape, which shared memory holds lists of.
+constexpr int kChainPhases = 512, kChainShapes = 8, kProductItems = 256, kChainItems = 2 * kProductItems;
 // Blocks that have come to the first phase, and that have ended; the last tag given out; of every phase, blocks that have
 // left something. Zero between kernels, but for the tag.
 constexpr int kChainCounters = 3 + kChainPhases;
@@ -99,11 +100,21 @@ struct DecodeMaps {
   CUtensorMap codes, scales;
 };
 
+// A product's weights, as the warps see it that have them brought.
+struct DecodeWeights {
+  int32_t maps;
+  uint8_t shape;
+  bool paired;
+};
+
+// What the kernel is told. Maps, phases and weights lie in device memory (decode_script).
 struct DecodeChain {
-  DecodeMaps maps[kChainMaps];
-  DecodePhase phase[kChainPhases];
-  int mapped, phases, rows;
-  bool follows;  // the kernel before it is a chain too
+  const DecodeMaps* maps;
+  const DecodePhase* phase;
+  const DecodeWeights* weights;
+  int mapped, phases, products, rows, shapes;
+  int first_of_shape[kChainShapes];  // phases
+  bool follows;                      // the kernel before it is a chain too
   // Of all attentions in the chain.
   Frequencies frequencies;
   const int32_t *positions, *past, *attend_from;  // [rows]; attend_from may be null
@@ -115,11 +126,15 @@ struct DecodeChain {
   float* attention_parts;
 };
 
-// Without phases, and without operands that may no longer exist when the next chain is run.
-inline void empty_chain(DecodeChain& chain) {
-  chain.mapped = chain.phases = 0;
-  chain.positions = chain.past = chain.attend_from = nullptr;
-}
+// A chain while phases are added to it, on the host.
+struct DecodePlan {
+  std::vector<DecodeMaps> maps;
+  std::vector<DecodePhase> phases;
+  DecodeChain chain;
+  bool overlaps;  // the kernel may be set up while the one before it still runs: its script was there before
+};
+// What the plan's maps, phases and weights take in device memory, at most.
+constexpr int64_t kScriptBytes = kChainPhases * (sizeof(DecodePhase) + 3 * sizeof(DecodeMaps) + sizeof(DecodeWeights));
 
 // What one device allows; asked for once.
 struct DecodeMachine {
@@ -134,13 +149,17 @@ DecodeMaps decode_maps_of_cache(const Tensor& keys, const Tensor& values);
 // Groups of rows that the matrices of a product have, and in how many pieces its width is best split.
 int decode_items(const DecodeProduct& product);
 int decode_splits(int rows, int width);
-// Whether a product of this shape can be a phase (whole: its width may not be split).
-bool decode_fits(int rows, int width, bool whole, const DecodeMachine& machine);
+// Whether a product of this shape can be a phase (whole: its width may not be split; outputs: of all matrices).
+bool decode_fits(int rows, int width, int outputs, bool whole, const DecodeMachine& machine);
+// Whether the plan has room for so many more phases, of which one is a product.
+bool decode_has_room(DecodePlan& plan, int phases, const DecodeMachine& machine);
 // Whether two matrices can be a pair.
 bool decode_pair_fits(const Tensor& first, const Tensor& second);
 // Whether the next phase can take what the product leaves.
 bool decode_hands_on(int rows, const DecodeProduct& product);
 
-void decode_chain(DecodeChain& chain, const DecodeMachine& machine, cudaStream_t stream);
+// What the kernel reads from device memory, if that lies at `place`; completes the plan.
+std::vector<char> decode_script(DecodePlan& plan, const char* place, const DecodeMachine& machine);
+void decode_chain(DecodePlan& plan, const DecodeMachine& machine, cudaStream_t stream);
 
 }  // namespace q4::gpu

@@ -36,22 +36,26 @@ bool CudaBackend::continues(const Deferred& op) const {
   using K = Deferred::Kind;
   const auto& d = deferred_;
   const size_t n = d.size();
-  const auto fits = [&](int64_t rows, int64_t width, bool whole) {
-    return decode_fits(static_cast<int>(rows), static_cast<int>(width), whole, machine_);
+  const auto fits = [&](int64_t rows, int64_t width, int64_t outputs, bool whole) {
+    return decode_fits(static_cast<int>(rows), static_cast<int>(width), static_cast<int>(outputs), whole, machine_);
   };
-  const auto streams = [&](const Tensor& x, const Tensor& weight, const Tensor& y) {
+  // With so many outputs of the same product before.
+  const auto streams = [&](const Tensor& x, const Tensor& weight, const Tensor& y, int64_t outputs) {
     return weight.dtype == DType::nvfp4 && x.dtype == DType::bf16 && y.dtype == DType::bf16 && aligned(weight) &&
-           aligned(x) && fits(x.rows(), weight.cols(), true);
+           aligned(x) && fits(x.rows(), weight.cols(), outputs + weight.rows(), true);
   };
   if (n == 0)
     return op.kind == K::norm && op.t[0].dtype == DType::bf16 && op.t[0].rows() <= kDecodeRows &&
-           fits(op.t[0].rows(), op.t[0].cols(), true) && aligned(op.t[0]) && aligned(op.t[4]) && aligned(op.t[2]) &&
+           fits(op.t[0].rows(), op.t[0].cols(), 0, true) && aligned(op.t[0]) && aligned(op.t[4]) && aligned(op.t[2]) &&
            (!op.t[1] || (aligned(op.t[1]) && aligned(op.t[3])));
   const Tensor& normed = d[0].t[4];
   if (op.kind == K::linear && op.t[1].dtype == DType::nvfp4 && same_place(op.t[0], normed)) {
     // The head's logits may be f32; the projections of a layer are not.
-    if (n == 1) return aligned(op.t[1]) && (op.t[2].dtype == DType::bf16 || op.t[2].dtype == DType::f32);
-    if (d[1].t[2].dtype != DType::bf16 || !streams(op.t[0], op.t[1], op.t[2])) return false;
+    if (n == 1)
+      return aligned(op.t[1]) && (op.t[2].dtype == DType::bf16 || op.t[2].dtype == DType::f32) &&
+             fits(op.t[0].rows(), op.t[1].cols(), op.t[1].rows(), true);
+    const int64_t outputs = d[1].t[1].rows() + (n > 3 ? d[3].t[1].rows() : 0);
+    if (d[1].t[2].dtype != DType::bf16 || !streams(op.t[0], op.t[1], op.t[2], outputs)) return false;
     return (n == 2 && decode_pair_fits(d[1].t[1], op.t[1])) || (n == 3 && d[2].kind == K::rotate) ||
            (n == 5 && op.t[1].rows() == d[3].t[1].rows());
   }
@@ -73,7 +77,7 @@ bool CudaBackend::continues(const Deferred& op) const {
     case K::linear:
       return n == 4 && d[3].kind == K::swiglu && same_place(op.t[0], d[3].t[2]) && op.t[1].dtype == DType::nvfp4 &&
              op.t[2].dtype == DType::bf16 && aligned(op.t[1]) &&
-             fits(rows, op.t[1].cols(), !may_split(op.t[2], op.t[1].cols()));
+             fits(rows, op.t[1].cols(), op.t[1].rows(), !may_split(op.t[2], op.t[1].cols()));
     case K::norm:
       return false;
   }
@@ -144,10 +148,10 @@ namespace {
 // writes.
 class Overwritten {
  public:
-  explicit Overwritten(DecodeChain& chain) {
-    const int64_t rows = chain.rows;
-    for (int p = chain.phases - 1; p >= 0; --p) {
-      DecodePhase& phase = chain.phase[p];
+  explicit Overwritten(DecodePlan& plan) {
+    const int64_t rows = plan.chain.rows;
+    for (size_t p = plan.phases.size(); p-- > 0;) {
+      DecodePhase& phase = plan.phases[p];
       if (phase.kind == PhaseKind::attention) {
         DecodeAttention& a = phase.attention;
         const int64_t queries = rows * a.heads, keys = rows * a.kv_heads;
@@ -190,10 +194,8 @@ class Overwritten {
 }  // namespace
 
 DecodePhase& CudaBackend::add_phase(PhaseKind kind, int64_t rows) {
-  DecodeChain& chain = *chain_;
-  chain.rows = static_cast<int>(rows);
-  DecodePhase& phase = chain.phase[chain.phases++];
-  phase = DecodePhase{};
+  plan_.chain.rows = static_cast<int>(rows);
+  DecodePhase& phase = plan_.phases.emplace_back();
   phase.kind = kind;
   return phase;
 }
@@ -201,21 +203,19 @@ DecodePhase& CudaBackend::add_phase(PhaseKind kind, int64_t rows) {
 // What the last phase left must be `x`; before a norm (kept: its x) it must be one product's result, and what norms keep
 // must be `kept`; and there must be room for more phases: otherwise a new chain begins, which reads x from memory.
 void CudaBackend::continue_chain(const Tensor& x, const Tensor& kept, int phases) {
-  constexpr int kMaps = 4;                     // of a product, and of an attention after it
-  if (chain_->rows > kWholeRows) phases += 2;  // a sum and a join
-  if (chain_->phases == 0) return;
-  const DecodePhase& last = chain_->phase[chain_->phases - 1];
+  if (plan_.chain.rows > kWholeRows) phases += 2;  // a sum and a join
+  if (plan_.phases.empty()) return;
+  const DecodePhase& last = plan_.phases.back();
   const bool may_add =
       kept_ && kept && same_place(kept, kept_) && last.kind == PhaseKind::product && last.product.matrices == 1;
   const bool goes_on =
-      x && handed_on_ && same_place(x, handed_on_) && chain_->rows == x.rows() && (kept ? may_add : !open_);
-  if (!goes_on || chain_->phases + phases > kChainPhases || chain_->mapped + kMaps > kChainMaps) run_chain();
+      x && handed_on_ && same_place(x, handed_on_) && plan_.chain.rows == x.rows() && (kept ? may_add : !open_);
+  if (!goes_on || !decode_has_room(plan_, phases, machine_)) run_chain();
 }
 
 // Launches the chain; a result that is still in parts is joined first.
 void CudaBackend::run_chain() {
-  DecodeChain& chain = *chain_;
-  if (chain.phases == 0) return;
+  if (plan_.phases.empty()) return;
   // However it ends, the next chain starts anew.
   struct Empty {
     CudaBackend& backend;
@@ -225,24 +225,45 @@ void CudaBackend::run_chain() {
     DecodePhase& phase = add_phase(PhaseKind::join, open_.rows());
     phase.norm.branch_out = open_.as<bf16>(), phase.norm.width = static_cast<int>(open_.cols());
   }
+  DecodeChain& chain = plan_.chain;
   chain.counters = ticket() + kTickets - kChainCounters;
   chain.tickets = ticket() + 1;
   chain.exchange = exchange();
   chain.attention_parts = reinterpret_cast<float*>(static_cast<char*>(weight_buffer()) + kAttentionPartsAt);
-  const Overwritten overwritten(chain);
-  chain.follows = after_chain_;
-  decode_chain(chain, machine_, stream_.get());
+  const Overwritten overwritten(plan_);
+  // A copy between two kernels would not keep them apart.
+  plan_.overlaps = mode_ == Mode::recording;
+  chain.follows = after_chain_ && plan_.overlaps;
+  place_script();
+  decode_chain(plan_, machine_, stream_.get());
   after_chain_ = true;
+}
+
+// Puts into device memory what the chain's kernel reads there. What is recorded is placed once, when the recording ends.
+void CudaBackend::place_script() {
+  if (mode_ != Mode::recording) {
+    const std::vector<char> script = decode_script(plan_, script_place(), machine_);
+    Q4_CHECK(cudaMemcpyAsync(script_place(), script.data(), script.size(), cudaMemcpyHostToDevice, stream_.get()));
+    return;
+  }
+  // Memory cannot be asked for in the stream's own mode.
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  Q4_CHECK(cudaThreadExchangeStreamCaptureMode(&mode));
+  void* memory = nullptr;
+  const cudaError_t status = cudaMalloc(&memory, kScriptBytes);
+  Q4_CHECK(cudaThreadExchangeStreamCaptureMode(&mode));
+  check(status, "cudaMalloc");
+  scripts_.push_back({DeviceMemory(memory), {}});
+  scripts_.back().contents = decode_script(plan_, static_cast<char*>(memory), machine_);
 }
 
 // The matrices of a product: one, three of one input, or a pair.
 void CudaBackend::add_matrices(DecodeProduct& product, std::initializer_list<Projection> projections, bool paired) {
-  DecodeChain& chain = *chain_;
-  product.paired = paired, product.maps = chain.mapped;
+  product.paired = paired, product.maps = static_cast<int>(plan_.maps.size());
   for (const auto& [weight, y] : projections)
     product.matrix[product.matrices++] = {weight.global_scale, y, static_cast<int>(weight.rows())};
   const auto map = [&](const Tensor& weight, const Tensor& second) {
-    chain.maps[chain.mapped++] = decode_maps(weight, second);
+    plan_.maps.push_back(decode_maps(weight, second));
   };
   if (paired) {
     const Tensor &first = projections.begin()[0].weight, &second = projections.begin()[1].weight;
@@ -266,8 +287,8 @@ DecodePhase& CudaBackend::add_norm_and_product(const Deferred& d, int phases) {
   if (open_) norm.branch_out = branch.as<bf16>();
   open_ = Tensor{};
   kept_ = branch ? sum : x;
-  if (chain_->phases > 0 && x.rows() <= kWholeRows) {
-    chain_->phase[chain_->phases - 1].product.adds = true;
+  if (!plan_.phases.empty() && x.rows() <= kWholeRows) {
+    plan_.phases.back().product.adds = true;
   } else {
     DecodeNorm& adds = add_phase(PhaseKind::sum, x.rows()).norm;
     adds = norm;
@@ -298,17 +319,17 @@ bool CudaBackend::may_split(const Tensor& y, int64_t width) {
 // y = x·Wᵀ as a phase, its width split over blocks where that pays. y is then open until a norm or a join takes it.
 void CudaBackend::add_product(const Tensor& x, const Tensor& weight, const Tensor& y) {
   continue_chain(x, Tensor{}, 1);
-  if (chain_->phases == 0) {
+  if (plan_.phases.empty()) {
     DecodeNorm& plain = add_phase(PhaseKind::sum, y.rows()).norm;
     plain.x = x.as<bf16>(), plain.width = static_cast<int>(x.cols());
   }
   DecodeProduct& product = add_phase(PhaseKind::product, y.rows()).product;
   product.width = static_cast<int>(weight.cols());
   add_matrices(product, {{weight, y.data}}), product.wide_output = y.dtype == DType::f32;
-  product.splits = may_split(y, weight.cols()) ? decode_splits(chain_->rows, product.width) : 1;
+  product.splits = may_split(y, weight.cols()) ? decode_splits(plan_.chain.rows, product.width) : 1;
   if (product.splits > 1) product.matrix[0].y = nullptr, open_ = y;
   written({y});
-  handed_on_ = y.dtype == DType::bf16 && decode_hands_on(chain_->rows, product) ? y : Tensor{};
+  handed_on_ = y.dtype == DType::bf16 && decode_hands_on(plan_.chain.rows, product) ? y : Tensor{};
 }
 
 void CudaBackend::run_attention_half(const std::vector<Deferred>& d) {
@@ -316,19 +337,20 @@ void CudaBackend::run_attention_half(const std::vector<Deferred>& d) {
                &k_rstd = d[4].t[4], &v = d[5].t[2], &out = d[7].t[5], &lse = d[7].t[6];
   const Frequencies f = frequencies(d[7].shape.head_dim, d[2].theta);
   const int32_t *const positions = d[2].t[2].i32(), *const past = d[6].t[2].i32(), *const attend_from = d[7].t[3].i32();
-  if (chain_->past && (std::memcmp(&chain_->frequencies, &f, sizeof f) != 0 || chain_->positions != positions ||
-                       chain_->past != past || chain_->attend_from != attend_from))
+  DecodeChain& chain = plan_.chain;
+  if (chain.past && (std::memcmp(&chain.frequencies, &f, sizeof f) != 0 || chain.positions != positions ||
+                     chain.past != past || chain.attend_from != attend_from))
     run_chain();
   DecodeProduct& product = add_norm_and_product(d[0], 2).product;
   add_matrices(product, {{d[1].t[1], nullptr}, {d[3].t[1], nullptr}, {d[5].t[1], nullptr}});
 
   const AttentionShape& shape = d[7].shape;
   DecodeAttention& call = add_phase(PhaseKind::attention, q.rows()).attention;
-  chain_->frequencies = f;
-  chain_->positions = positions, chain_->past = past, chain_->attend_from = attend_from;
+  chain.frequencies = f;
+  chain.positions = positions, chain.past = past, chain.attend_from = attend_from;
   if (q.rows() > kWholeRows) {
-    call.maps = chain_->mapped;
-    chain_->maps[chain_->mapped++] = decode_maps_of_cache(d[6].t[3], d[6].t[4]);
+    call.maps = static_cast<int>(plan_.maps.size());
+    plan_.maps.push_back(decode_maps_of_cache(d[6].t[3], d[6].t[4]));
   }
   call.q_weight = d[2].t[1].f32(), call.k_weight = d[4].t[1].f32(), call.q_eps = d[2].eps, call.k_eps = d[4].eps;
   call.k_cache = d[6].t[3].as<bf16>(), call.v_cache = d[6].t[4].as<bf16>();
@@ -357,14 +379,15 @@ void CudaBackend::run_norm_and_linear(const std::vector<Deferred>& d) {
   DecodeProduct& product = add_norm_and_product(d[0], 1).product;
   add_matrices(product, {{weight, y.data}}), product.wide_output = y.dtype == DType::f32;
   written({d[0].t[4], d[0].t[5], y});
-  handed_on_ = y.dtype == DType::bf16 && decode_hands_on(chain_->rows, product) ? y : Tensor{};
+  handed_on_ = y.dtype == DType::bf16 && decode_hands_on(plan_.chain.rows, product) ? y : Tensor{};
 }
 
 bool CudaBackend::linear_streamed(const Tensor& x, const Tensor& weight, const Tensor& y) {
   if (x.dtype != DType::bf16 || weight.dtype != DType::nvfp4 || !aligned(x) || !aligned(weight) ||
       x.rows() > kDecodeRows)
     return false;
-  if (!decode_fits(static_cast<int>(x.rows()), static_cast<int>(weight.cols()), !may_split(y, weight.cols()), machine_))
+  if (!decode_fits(static_cast<int>(x.rows()), static_cast<int>(weight.cols()), static_cast<int>(weight.rows()),
+                   !may_split(y, weight.cols()), machine_))
     return false;
   if (!deferred_.empty()) run_deferred();
   add_product(x, weight, y);

@@ -9,13 +9,13 @@
 
 namespace q4::gpu::decode {
 
-// Shared memory: rings | the chain's phases | what attentions share | the block's shares of the products | lists of their
-// items | and of the teams' segments | what norms keep of x | constants of products | squares | globals | what else a block
-// remembers | x | sums. Attentions of few rows use the place of x, others that of both: for keys and values, what the warps
+// Shared memory: rings | some of the chain's phases | a list of its products | what attentions share | the block's shares of
+// the products | lists of their items | and of the teams' segments | what norms keep of x | constants of products | squares |
+// globals of the phases that are there | what else a block remembers | x | sums. Attentions of few rows use the place of x, others that of both: for keys and values, what the warps
 // leave of them, and what else they need.
 struct Layout {
-  int table, sequences, shares, done, segments, kept, constants, squares, globals, common, x, sums, parts, attention,
-      total;
+  int table, weights, sequences, shares, done, segments, kept, constants, squares, globals, common, x, sums, parts,
+      attention, total;
   int sums_buffers;
   int value_boxes, key_boxes;
 };
@@ -29,7 +29,7 @@ struct Common {
 
 // What the phases of a chain need at most.
 struct Needs {
-  int phases, shapes;
+  int products, shapes;
   int items, segments;  // in the lists of a block
   int tiles;            // of a share
   int kept;             // elements of x
@@ -44,7 +44,8 @@ Layout layout_for(int rows, const Needs& needs, int shared_bytes) {
   Layout l{};
   l.sums_buffers = rows <= 4 ? 2 : 1;
   l.table = align(Rings<typename Rows::Tiles, kDepth>::kBytes);
-  l.sequences = l.table + align(needs.phases * static_cast<int>(sizeof(DecodePhase)));
+  l.weights = l.table + align(kWindow * static_cast<int>(sizeof(DecodePhase)));
+  l.sequences = l.weights + align(needs.products * static_cast<int>(sizeof(DecodeWeights)));
   l.shares = l.sequences + align(static_cast<int>(sizeof(Sequences)) + rows * D / 2 * 8);
   l.done = l.shares + align(needs.shapes * static_cast<int>(sizeof(Share)));
   l.segments = l.done + align(needs.items * static_cast<int>(sizeof(Done)));
@@ -52,7 +53,7 @@ Layout layout_for(int rows, const Needs& needs, int shared_bytes) {
   l.constants = l.kept + align(needs.kept * 2);
   l.squares = l.constants + align(Rows::kConstants);
   l.globals = l.squares + align(rows * kSquares<Rows> * 4);
-  l.common = l.globals + align(needs.phases * 3 * 4);
+  l.common = l.globals + align(kWindow * 3 * 4);
   l.x = l.common + align(static_cast<int>(sizeof(Common)));
   const int x = align(Rows::bytes(rows, needs.tiles)), attention = align(needs.attention),
             sums = align(l.sums_buffers * kRoundSums<typename Rows::Tiles> * Rows::sum_floats(rows) * 4);
@@ -90,12 +91,12 @@ __device__ inline T& place(int offset) {
 
 __device__ inline Table table_of(const DecodeChain& chain, const Layout& layout) {
   return {&place<DecodePhase>(layout.table), &place<Share>(layout.shares), &place<Segment>(layout.segments),
-          chain.phases};
+          &place<DecodeWeights>(layout.weights), chain.products};
 }
 __device__ inline Finish finish_of(const DecodeChain& chain, const Layout& layout, int p) {
-  const DecodePhase* const phase = &place<DecodePhase>(layout.table) + p;
-  return {&place<float>(layout.globals) + p * 3, &place<bf16>(layout.kept),
-          exchange_of(chain, place<Common>(layout.common).first_tag, p), p + 1 == chain.phases ? nullptr : phase + 1};
+  return {&place<float>(layout.globals) + slot_of(p) * 3, &place<bf16>(layout.kept),
+          exchange_of(chain, place<Common>(layout.common).first_tag, p),
+          p + 1 == chain.phases ? nullptr : &place<DecodePhase>(layout.table) + slot_of(p + 1)};
 }
 template <typename Rows>
 __device__ inline float* sums_of(const Layout& layout, int rows, int buffer) {
@@ -141,8 +142,9 @@ __device__ __forceinline__ void finish_products(const DecodeChain& chain, const 
   const int rows = rows_of<Rows>(chain.rows), lane = threadIdx.x % 32;
 #pragma unroll 1
   for (int p = 0; p < chain.phases; ++p) {
+    if (p % kBatch == 0) meet<kStagedBarrier>();  // of the batch
     const Table table = table_of(chain, layout);
-    const DecodePhase& phase = table.phase[p];
+    const DecodePhase& phase = table.phase(p);
     if (phase.kind != PhaseKind::product) continue;
     const Share& share = table.share[phase.product.shape];
     if (share.count == 0) continue;
@@ -190,24 +192,44 @@ __device__ inline void prefetch(const DecodeAttention& call, int rows, const Seq
                   threadIdx.x % 4 * kLine);
 }
 
-// What a block needs beside what earlier kernels leave, from the kernel's parameters to shared memory, by all threads.
+// The descriptions of a chain's phases, by the first threads that compute: asked for two batches ahead of their use, the
+// globals of their products, which they point to, one. (Reading them where they are would take as long as a phase's wait.)
+__device__ inline void copy_batch(const DecodeChain& chain, const Layout& layout, int batch) {
+  constexpr int kPiece = 16, kPieces = sizeof(DecodePhase) / kPiece;
+  static_assert(sizeof(DecodePhase) % kPiece == 0 && kBatch * kPieces <= kThreads);
+  const int first = batch * kBatch, i = threadIdx.x;
+  if (i < min(kBatch, chain.phases - first) * kPieces)
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(
+                     shared_address(&place<DecodePhase>(layout.table) + slot_of(first)) + i * kPiece),
+                 "l"(reinterpret_cast<const char*>(chain.phase + first) + i * kPiece)
+                 : "memory");
+}
+__device__ inline void copy_globals(const DecodeChain& chain, const Layout& layout, int batch) {
+  const int p = batch * kBatch + static_cast<int>(threadIdx.x) / 3, m = threadIdx.x % 3;
+  if (threadIdx.x >= kBatch * 3 || p >= chain.phases) return;
+  const DecodePhase& phase = (&place<DecodePhase>(layout.table))[slot_of(p)];
+  if (phase.kind == PhaseKind::product && m < phase.product.matrices)
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(
+                     shared_address(&place<float>(layout.globals) + slot_of(p) * 3 + m)),
+                 "l"(phase.product.matrix[m].global)
+                 : "memory");
+}
+__device__ inline void await_batches() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// What a block finds out before it waits for earlier kernels, by all threads.
 template <typename Rows>
-__device__ inline void copy_parameters(const DecodeChain& chain, const Layout& layout) {
-  // Several at a time, and by generic loads: the constant cache takes one at a time.
-  constexpr int kAtOnce = 8, kAll = kBlockThreads<(Rows::kExactly > 0)>;
-  uint32_t* const to = &place<uint32_t>(layout.table);
-  const char* const from = reinterpret_cast<const char*>(chain.phase);
-  const int words = chain.phases * static_cast<int>(sizeof(DecodePhase) / 4);
+__device__ inline void set_up(const DecodeChain& chain, const Layout& layout) {
+  constexpr int kAll = kBlockThreads<(Rows::kExactly > 0)>;
+  if (threadIdx.x < kThreads) copy_batch(chain, layout, 0), copy_batch(chain, layout, 1);
 #pragma unroll 1
-  for (int first = threadIdx.x; first < words; first += kAll * kAtOnce) {
-    uint32_t word[kAtOnce];
-#pragma unroll
-    for (int k = 0; k < kAtOnce; ++k)
-      asm volatile("ld.u32 %0, [%1];" : "=r"(word[k]) : "l"(from + min(first + k * kAll, words - 1) * 4));
-#pragma unroll
-    for (int k = 0; k < kAtOnce; ++k)
-      if (first + k * kAll < words) to[first + k * kAll] = word[k];
-  }
+  for (int i = threadIdx.x; i < chain.products; i += kAll)
+    (&place<DecodeWeights>(layout.weights))[i] = chain.weights[i];
+    // Maps in memory must be announced to a block's copies.
+#pragma unroll 1
+  for (int i = threadIdx.x; i < chain.mapped * 2; i += kAll)
+    asm volatile("fence.proxy.tensormap::generic.acquire.gpu [%0], 128;" ::"l"(i % 2 ? &chain.maps[i / 2].scales
+                                                                                     : &chain.maps[i / 2].codes)
+                 : "memory");
   Rows::set_constants(&place<uint8_t>(layout.constants));
   if (threadIdx.x == 0) {
     Common& common = place<Common>(layout.common);
@@ -215,26 +237,19 @@ __device__ inline void copy_parameters(const DecodeChain& chain, const Layout& l
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     common.rows_parity = 0, common.values_come = false;
   }
+  Share* const shares = &place<Share>(layout.shares);
+  const int shape = threadIdx.x;
+  if (shape < chain.shapes)
+    share_out<typename Rows::Tiles>(shares[shape], chain.phase[chain.first_of_shape[shape]].product);
+  await_batches();
   __syncthreads();
-  if (threadIdx.x < static_cast<unsigned>(chain.phases)) {
-    const DecodePhase& phase = (&place<DecodePhase>(layout.table))[threadIdx.x];
-    if (phase.kind == PhaseKind::product) {
-      if (phase.product.first_of_shape)
-        share_out<typename Rows::Tiles>((&place<Share>(layout.shares))[phase.product.shape], phase.product);
-      for (int m = 0; m < phase.product.matrices; ++m)
-        (&place<float>(layout.globals))[threadIdx.x * 3 + m] = *phase.product.matrix[m].global;
-    }
-  }
-  __syncthreads();
+  if (threadIdx.x < kThreads) copy_globals(chain, layout, 0);
 #pragma unroll 1
-  for (int p = 0; p < chain.phases; ++p) {
-    const DecodePhase& phase = (&place<DecodePhase>(layout.table))[p];
-    if (phase.kind != PhaseKind::product || !phase.product.first_of_shape) continue;
-    Share& share = (&place<Share>(layout.shares))[phase.product.shape];
-    list_done<typename Rows::Tiles>(share, phase.product, &place<Done>(layout.done));
-    if (static_cast<int>(threadIdx.x) / 32 == phase.product.shape % kWarps)
-      list_segments<typename Rows::Tiles>(share, phase.product, phase.product.segments,
-                                          &place<Segment>(layout.segments));
+  for (int s = 0; s < chain.shapes; ++s) {
+    const DecodeProduct& product = chain.phase[chain.first_of_shape[s]].product;
+    list_done<typename Rows::Tiles>(shares[s], product, &place<Done>(layout.done));
+    if (static_cast<int>(threadIdx.x) / 32 == s % kWarps)
+      list_segments<typename Rows::Tiles>(shares[s], product, product.segments, &place<Segment>(layout.segments));
   }
   __syncthreads();
 }
@@ -264,7 +279,7 @@ struct Here {
   const Layout& layout;
   int p;
 
-  __device__ const DecodePhase& phase(int which) const { return (&place<DecodePhase>(layout.table))[which]; }
+  __device__ const DecodePhase& phase(int which) const { return (&place<DecodePhase>(layout.table))[slot_of(which)]; }
   __device__ int rows() const { return chain.rows; }
   __device__ int blocks() const { return gridDim.x; }
   __device__ Sequences& sequences() const { return place<Sequences>(layout.sequences); }
@@ -279,11 +294,13 @@ struct Here {
   __device__ StagedCache staged() const {
     return {kWhole ? 0 : shared_address(&place<uint8_t>(layout.x)), layout.value_boxes, layout.key_boxes};
   }
-  // By a warp: what the next attention will read of its cache, which takes longer to come from memory than a phase.
+  // By a warp: what the next attention will read of its cache, which takes longer to come from memory than a phase; if that is
+  // one of the next seven.
   __device__ void prefetch_next() const {
+    const int end = min(p + kBatch, chain.phases);
     int q = p + 1;
-    while (q < chain.phases && phase(q).kind != PhaseKind::attention) ++q;
-    if (q < chain.phases) prefetch_cache(phase(q).attention, maps(phase(q).attention), chain.rows, sequences().past);
+    while (q < end && phase(q).kind != PhaseKind::attention) ++q;
+    if (q < end) prefetch_cache(phase(q).attention, maps(phase(q).attention), chain.rows, sequences().past);
   }
   // Whether what the next attention takes first of its values is on its way; by the warp that has it brought.
   __device__ void values_come(bool come) const {
@@ -341,11 +358,19 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
   const int rows = rows_of<Rows>(chain.rows);
 #pragma unroll 1
   for (int p = 0; p < chain.phases; ++p) {
+    if (p % kBatch == 0) {
+      await_batches();
+      if constexpr (kWhole)
+        meet<kStagedBarrier>();
+      else
+        block_sync();
+      copy_globals(chain, layout, p / kBatch + 1), copy_batch(chain, layout, p / kBatch + 2);
+    }
     const Here<kWhole> here{chain, layout, p};
     const Table table = table_of(chain, layout);
-    const DecodePhase& phase = table.phase[p];
-    if (kWhole && p + 1 < chain.phases && table.phase[p + 1].kind == PhaseKind::attention)
-      prefetch(table.phase[p + 1].attention, rows, here.sequences());
+    const DecodePhase& phase = table.phase(p);
+    if (kWhole && p + 1 < chain.phases && table.phase(p + 1).kind == PhaseKind::attention)
+      prefetch(table.phase(p + 1).attention, rows, here.sequences());
     if (phase.kind == PhaseKind::attention) {
       attend<Rows>(phase.attention, here, place<AttentionMemory>(layout.attention));
     } else if (phase.kind == PhaseKind::product) {
@@ -397,8 +422,8 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
             if (round + 1 == rounds) {
               here.announce();
               if (threadIdx.x / 32 == kStagingWarp && p + 1 < chain.phases &&
-                  table.phase[p + 1].kind == PhaseKind::attention)
-                stage_first_values(table.phase[p + 1].attention, here);
+                  table.phase(p + 1).kind == PhaseKind::attention)
+                stage_first_values(table.phase(p + 1).attention, here);
             }
 #pragma unroll 1
             while (more()) {
@@ -413,7 +438,7 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
         }
       }
     } else {
-      const DecodePhase& before = table.phase[max(p, 1) - 1];
+      const DecodePhase& before = table.phase(max(p, 1) - 1);
       const int splits = before.kind == PhaseKind::product && before.product.splits > 1 ? before.product.splits : 0;
       // The first phase reads what others may write over.
       const auto settle = [&] { grid_sync(chain.counters); };
@@ -443,7 +468,7 @@ __global__ void __launch_bounds__(kBlockThreads<(Rows::kExactly > 0)>, 1)
   rings.init();
   // Another chain leaves weights as they are.
   if (!chain.follows) wait_previous();
-  copy_parameters<Rows>(chain, layout);
+  set_up<Rows>(chain, layout);
   if (!kFew) cluster_sync();  // now the other block's barriers are there too
   const int servant = static_cast<int>(threadIdx.x / 32) - kWarps;
   if (servant < 0) {

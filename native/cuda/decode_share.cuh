@@ -236,13 +236,18 @@ __device__ inline void list_done(const Share& share, const DecodeProduct& produc
   }
 }
 
-// The phases of a chain, in shared memory: reading them from the kernel's parameters would miss the constant cache in
-// every phase anew.
+// The phases of a chain come to shared memory in batches, one of which is there before any of its phases begins, and still
+// there in the next.
+constexpr int kBatch = 8, kWindow = 4 * kBatch;
+__device__ inline int slot_of(int p) { return static_cast<int>(static_cast<uint32_t>(p) % kWindow); }
 struct Table {
-  const DecodePhase* phase;
+  const DecodePhase* window;
   const Share* share;  // of this block, by DecodeProduct::shape
   const Segment* segments;
-  int phases;
+  const DecodeWeights* weights;
+  int products;
+
+  __device__ const DecodePhase& phase(int p) const { return window[slot_of(p)]; }
 };
 
 }  // namespace q4::gpu::decode

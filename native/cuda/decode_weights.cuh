@@ -161,28 +161,26 @@ __device__ inline void fill_rings(const DecodeMaps* maps, const Table& table, co
   if (lane >= kRingsOfWarp) return;
   constexpr uint32_t kLanes = (1u << kRingsOfWarp) - 1;
   const Segment *next = nullptr, *end = nullptr;
-  int phase = -1, at = 0;
+  int product = -1, at = 0;
   uint32_t parity = 1;  // places that were never used are free
   // The next strip, of `left` in its segment: of which maps, its first row and tile.
   const DecodeMaps* map = nullptr;
   int row = 0, tile = 0, left = 0;
   for (;;) {
-    while (left == 0 && phase < table.phases) {
+    while (left == 0 && product < table.products) {
       if (next == end) {
-        do ++phase;
-        while (phase < table.phases && table.phase[phase].kind != PhaseKind::product);
-        if (phase == table.phases) break;
-        const Share& share = table.share[table.phase[phase].product.shape];
+        if (++product == table.products) break;
+        const Share& share = table.share[table.weights[product].shape];
         next = table.segments + share.segments[team], end = table.segments + share.segments[team + 1];
         continue;
       }
       const Segment segment = *next++;
       left = segment.count;
       if (left == 0) continue;
-      const DecodeProduct& product = table.phase[phase].product;
-      row = segment.group * (product.paired ? Tiles::kGroup / 2 : Tiles::kGroup);
-      tile = table.share[product.shape].first_tile + segment.strip * Tiles::kTeam;
-      map = maps + product.maps + (product.paired ? 0 : segment.matrix);
+      const DecodeWeights& weights = table.weights[product];
+      row = segment.group * (weights.paired ? Tiles::kGroup / 2 : Tiles::kGroup);
+      tile = table.share[weights.shape].first_tile + segment.strip * Tiles::kTeam;
+      map = maps + weights.maps + (weights.paired ? 0 : segment.matrix);
     }
     if (!__any_sync(kLanes, left > 0)) break;
     const bool free = left > 0 && barrier_test(rings.free(team * kDepth + at), parity);
