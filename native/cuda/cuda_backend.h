@@ -185,7 +185,6 @@ class CudaBackend final : public Backend {
     if (squares_.count > 0) run_squares();
     if (!deferred_.empty()) run_deferred();
     if (!plan_.phases.empty()) run_chain();
-    after_chain_ = false;
     return stream_.get();
   }
   void discard_put_off() {
@@ -195,8 +194,7 @@ class CudaBackend final : public Backend {
   }
   std::vector<Deferred> deferred_;
   bool undeferring_ = false;
-  DecodePlan plan_;           // phases that are not launched yet
-  bool after_chain_ = false;  // whether the last kernel in the stream is a chain
+  DecodePlan plan_;  // phases that are not launched yet
   // What its last phase leaves to the next; the same, where that is in parts and not in memory; what its norms keep.
   Tensor handed_on_, open_, kept_;
   // A place in the weight buffer.

@@ -290,7 +290,7 @@ void decode_chain(DecodePlan& plan, const DecodeMachine& machine, cudaStream_t s
     attributes[0].id = cudaLaunchAttributeCooperative;
     attributes[0].val.cooperative = 1;
     attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[1].val.programmaticStreamSerializationAllowed = plan.overlaps;
+    attributes[1].val.programmaticStreamSerializationAllowed = chain.overlaps;
     // A cluster of one block would take longer than none.
     attributes[2] = in_clusters(cluster);
     config.attrs = attributes;

@@ -114,7 +114,7 @@ struct DecodeChain {
   const DecodeWeights* weights;
   int mapped, phases, products, rows, shapes;
   int first_of_shape[kChainShapes];  // phases
-  bool follows;                      // the kernel before it is a chain too
+  bool overlaps;  // is set up while the kernel before may still run: what it reads then was there before that
   // Of all attentions in the chain.
   Frequencies frequencies;
   const int32_t *positions, *past, *attend_from;  // [rows]; attend_from may be null
@@ -131,7 +131,6 @@ struct DecodePlan {
   std::vector<DecodeMaps> maps;
   std::vector<DecodePhase> phases;
   DecodeChain chain;
-  bool overlaps;  // the kernel may be set up while the one before it still runs: its script was there before
 };
 // What the plan's maps, phases and weights take in device memory, at most.
 constexpr int64_t kScriptBytes = kChainPhases * (sizeof(DecodePhase) + 3 * sizeof(DecodeMaps) + sizeof(DecodeWeights));

@@ -31,7 +31,10 @@ struct Outputs {
   int kept;
   float4 weight;
 };
-__device__ inline int row_of_outputs(int i, int rows) { return rows == 1 ? 0 : i / 4 % rows; }
+template <bool kWhole>
+__device__ inline int row_of_outputs(const Share& share, int i, int rows) {
+  return kWhole ? i / 4 % rows : i / 4 - share.divide_by_rows(i / 4) * rows;
+}
 // The factor of x that makes up a norm.
 template <typename Rows>
 __device__ inline float scale_of_product(const DecodePhase& phase, const float* squares, int row) {
@@ -45,7 +48,7 @@ __device__ inline Outputs outputs_of(const DecodePhase& phase, const Share& shar
   constexpr bool kWhole = Rows::kExactly > 0;
   const DecodeProduct& product = phase.product;
   const int pair = share.pair, in_row = (product.items + pair) >> pair;
-  const int q = i % 4, g = i / 4, unit = rows == 1 ? g : g / rows, row = g - unit * rows;
+  const int q = i % 4, g = i / 4, unit = kWhole ? g / rows : share.divide_by_rows(g), row = g - unit * rows;
   const int which = pair ? unit * 2 + q / 2 : unit, r = (pair ? q % 2 : q) * kQuad;
   Outputs o{};
   o.next = !f.next                              ? Outputs::Next::nothing

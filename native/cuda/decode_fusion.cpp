@@ -231,12 +231,9 @@ void CudaBackend::run_chain() {
   chain.exchange = exchange();
   chain.attention_parts = reinterpret_cast<float*>(static_cast<char*>(weight_buffer()) + kAttentionPartsAt);
   const Overwritten overwritten(plan_);
-  // A copy between two kernels would not keep them apart.
-  plan_.overlaps = mode_ == Mode::recording;
-  chain.follows = after_chain_ && plan_.overlaps;
+  chain.overlaps = mode_ == Mode::recording;
   place_script();
   decode_chain(plan_, machine_, stream_.get());
-  after_chain_ = true;
 }
 
 // Puts into device memory what the chain's kernel reads there. What is recorded is placed once, when the recording ends.

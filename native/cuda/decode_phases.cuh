@@ -157,7 +157,7 @@ __device__ __forceinline__ void finish_products(const DecodeChain& chain, const 
       if (phase.norm.weight)
         leave_norm<Rows>(phase.norm, copy_of<true>(exchange_of(chain, place<Common>(layout.common).first_tag, p - 1)),
                          squares, rows, (phase.product.items + share.pair) >> share.pair, lane, kFinishThreads);
-      return scale_of_product<Rows>(phase, squares, row_of_outputs(lane, rows));
+      return scale_of_product<Rows>(phase, squares, row_of_outputs<true>(share, lane, rows));
     };
     const float* const sums = sums_of<Rows>(layout, rows, 0);
     const Made made = made_of(phase.product, !f.next);
@@ -240,7 +240,8 @@ __device__ inline void set_up(const DecodeChain& chain, const Layout& layout) {
   Share* const shares = &place<Share>(layout.shares);
   const int shape = threadIdx.x;
   if (shape < chain.shapes)
-    share_out<typename Rows::Tiles>(shares[shape], chain.phase[chain.first_of_shape[shape]].product);
+    share_out<typename Rows::Tiles>(shares[shape], chain.phase[chain.first_of_shape[shape]].product,
+                                    rows_of<Rows>(chain.rows));
   await_batches();
   __syncthreads();
   if (threadIdx.x < kThreads) copy_globals(chain, layout, 0);
@@ -417,7 +418,8 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
             float scale = 0;
             int i = threadIdx.x;
             const auto more = [&] { return i / 32 * 32 < quads; };
-            if (more()) o = outputs(i), scale = scale_of_product<Rows>(phase, squares, row_of_outputs(i, rows));
+            if (more())
+              o = outputs(i), scale = scale_of_product<Rows>(phase, squares, row_of_outputs<false>(share, i, rows));
             block_sync();
             if (round + 1 == rounds) {
               here.announce();
@@ -429,7 +431,8 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
             while (more()) {
               finish<Rows>(phase, sums, rows, o, scale, f);
               i += kThreads;
-              if (more()) o = outputs(i), scale = scale_of_product<Rows>(phase, squares, row_of_outputs(i, rows));
+              if (more())
+                o = outputs(i), scale = scale_of_product<Rows>(phase, squares, row_of_outputs<false>(share, i, rows));
             }
             if (layout.sums_buffers == 1) block_sync();
           }
@@ -466,8 +469,7 @@ __global__ void __launch_bounds__(kBlockThreads<(Rows::kExactly > 0)>, 1)
   constexpr bool kFew = Rows::kExactly > 0;
   release_next();
   rings.init();
-  // Another chain leaves weights as they are.
-  if (!chain.follows) wait_previous();
+  if (!chain.overlaps) wait_previous();
   set_up<Rows>(chain, layout);
   if (!kFew) cluster_sync();  // now the other block's barriers are there too
   const int servant = static_cast<int>(threadIdx.x / 32) - kWarps;

@@ -80,12 +80,14 @@ struct Share {
   int piece, first_tile, tiles, strips, first_item, step, count;
   bool stages;                    // whether a block of its cluster has items
   int pair;                       // 1: two neighbouring items at a time, which together have sixteen outputs
-  uint32_t per_strip;             // n / strips = n · per_strip >> 20, for the n that occur here
+  uint32_t per_strip, per_row;    // n / strips = n · per_strip >> 20, and so of rows of x, for the n that occur here
   int done;                       // where its items are in the list of what is to be finished
   uint16_t segments[kWarps + 1];  // where those of each team begin, in the list of all
 
   __device__ int item(int i) const { return (first_item + (i >> pair) * step << pair) | (i & pair); }
   __device__ int item_of_strip(int n) const { return static_cast<int>(static_cast<uint32_t>(n) * per_strip >> 20); }
+  // Of outputs row after row, which quads are.
+  __device__ int divide_by_rows(int n) const { return static_cast<int>(static_cast<uint32_t>(n) * per_row >> 20); }
   template <typename Tiles>
   __device__ int items(int round) const {
     return min(Tiles::kRoundItems, count - round * Tiles::kRoundItems);
@@ -97,7 +99,7 @@ struct Share {
 };
 
 template <typename Tiles>
-__device__ inline void share_out(Share& share, const DecodeProduct& product) {
+__device__ inline void share_out(Share& share, const DecodeProduct& product, int rows) {
   const int cluster = cluster_blocks(), number = blockIdx.x / cluster, pieces = product.splits,
             per_piece = static_cast<int>(gridDim.x) / cluster / pieces * cluster, piece = number % pieces,
             pair = product.paired ? 1 : 0, groups = (product.items + pair) >> pair,
@@ -117,6 +119,7 @@ __device__ inline void share_out(Share& share, const DecodeProduct& product) {
   share.piece = piece, share.first_tile = first, share.tiles = tiles, share.first_item = place, share.step = per_piece,
   share.count = count;
   share.strips = strips, share.per_strip = ((1u << 20) + strips - 1) / max(1, strips);
+  share.per_row = ((1u << 20) + rows - 1) / rows;
   share.pair = pair, share.done = product.done;
 }
 
