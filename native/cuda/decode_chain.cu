@@ -26,7 +26,9 @@ static_assert(RowsBf16<1>::Tiles::kRow == RowsInt8<1>::Tiles::kRow && RowsBf16<1
               RowsBf16<1>::Tiles::kTeam == kTeam);
 
 int items_of_round(int rows) {
-  return rows <= kWholeRows ? RowsInt8<1>::Tiles::kRoundItems : RowsBf16<1>::Tiles::kRoundItems;
+  return rows <= kWholeRows ? RowsInt8<1>::Tiles::kSingleItems
+         : rows <= 8        ? RowsBf16<1>::Tiles::kSingleItems
+                            : RowsBf16<2>::Tiles::kSingleItems;
 }
 
 // Of a share, where the width may be split, so that x has room; and in how many pieces it is split where there is enough

@@ -47,6 +47,7 @@ __device__ inline Outputs outputs_of(const DecodePhase& phase, const Share& shar
   static_assert(Rows::Tiles::kGroup == kElements);
   constexpr bool kWhole = Rows::kExactly > 0;
   const DecodeProduct& product = phase.product;
+  const int round_items = share.template round_items<typename Rows::Tiles>();
   const int pair = share.pair, in_row = (product.items + pair) >> pair;
   const int q = i % 4, g = i / 4, unit = kWhole ? g / rows : share.divide_by_rows(g), row = g - unit * rows;
   const int which = pair ? unit * 2 + q / 2 : unit, r = (pair ? q % 2 : q) * kQuad;
@@ -57,16 +58,15 @@ __device__ inline Outputs outputs_of(const DecodePhase& phase, const Share& shar
            : kWhole && product.adds             ? Outputs::Next::sum
                                                 : Outputs::Next::rows;
   if (which >= items) return o;
-  const Done item = done[round * Rows::Tiles::kRoundItems + which];
+  const Done item = done[round * round_items + which];
   const DecodeMatrix& m = product.matrix[item.matrix];
   o.from = item.first * Rows::sum_floats(rows) + Rows::sum_place(row, r), o.parts = item.parts;
   const int output = item.group * (kElements >> pair) + r;
   o.count = min(kQuad, m.outputs - output), o.matrix = item.matrix, o.at = row * m.outputs + output;
-  o.group = (kWhole ? row : share.piece * rows + row) * in_row +
-            (share.item(round * Rows::Tiles::kRoundItems + which) >> pair);
+  o.group = (kWhole ? row : share.piece * rows + row) * in_row + (share.item(round * round_items + which) >> pair);
   o.factor = f.globals[item.matrix], o.other_factor = pair ? f.globals[1] : 0;
   if (kWhole && o.next == Outputs::Next::sum) {
-    o.kept = round * Rows::Tiles::kRoundItems * rows * kElements + i * kQuad;
+    o.kept = round * round_items * rows * kElements + i * kQuad;
     o.weight = *reinterpret_cast<const float4*>(f.next->norm.weight + output);
   }
   return o;
@@ -74,6 +74,13 @@ __device__ inline Outputs outputs_of(const DecodePhase& phase, const Share& shar
 
 template <typename T>
 __device__ inline void store(void* y, int at, const float (&v)[kQuad], int count) {
+  if (count == kQuad && reinterpret_cast<uintptr_t>(static_cast<T*>(y) + at) % (kQuad * sizeof(T)) == 0) {
+    if constexpr (sizeof(T) == 4)
+      *reinterpret_cast<float4*>(static_cast<T*>(y) + at) = make_float4(v[0], v[1], v[2], v[3]);
+    else
+      quad(static_cast<T*>(y) + at) = pack4(v);
+    return;
+  }
 #pragma unroll
   for (int j = 0; j < kQuad; ++j)
     if (j < count) static_cast<T*>(y)[at + j] = from_f32<T>(v[j]);

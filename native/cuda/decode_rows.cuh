@@ -43,7 +43,8 @@ struct LaneScales {
 template <int kTiles>  // of eight rows of x
 struct RowsBf16 {
   static constexpr int kExactly = 0;  // any number of rows that fit
-  using Tiles = decode::Tiles<16, 256, 2, 10>;
+  // With sixteen rows as many outputs as threads have quads.
+  using Tiles = decode::Tiles<16, 256, 2, 10, kTiles == 2 ? 8 : 10>;
   static constexpr int kTile = Tiles::kTile;
   static constexpr float kEpilogue = kPairEpilogue;
 
@@ -226,7 +227,7 @@ template <int kCount>  // rows of x
 struct RowsInt8 {
   static constexpr int kExactly = kCount;
   static_assert(kCount <= kWholeRows);
-  using Tiles = decode::Tiles<16, 256, 2, 16>;
+  using Tiles = decode::Tiles<16, 256, 2, 16, 16>;
   static constexpr int kTile = Tiles::kTile;
   // Codes count four times; scale bytes, put into the exponent of a float, read 2^-120 too small, and those of x are kept
   // 2^100 too large to make up for most of it.

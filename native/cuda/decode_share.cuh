@@ -50,11 +50,13 @@ __device__ inline const T& reread(const T& x) {
 // Tiles of W: kGroup rows (of a pair, half of them of each matrix) and kTile inputs. A warp multiplies one at a time, and
 // the kTeam warps of a team those of a strip, side by side. In shared memory a tile's codes lie row by row, 128 bytes each,
 // swizzled by the copy engine: piece q of row r, 16 bytes, is where q ^ r % 8 would be; scales lie in rows of the strip.
-// kRoundItems: groups of rows, at most, that are multiplied before their sums are added up.
-template <int kGroup_, int kTile_, int kTeam_, int kRoundItems_>
+// kRoundItems: groups of rows, at most, that are multiplied before their sums are added up; of products without pairs,
+// kSingleItems: twice as many outputs each.
+template <int kGroup_, int kTile_, int kTeam_, int kRoundItems_, int kSingleItems_>
 struct Tiles {
   static constexpr int kGroup = kGroup_, kTile = kTile_, kTeam = kTeam_, kTeams = kWarps / kTeam,
-                       kRoundItems = kRoundItems_;
+                       kRoundItems = kRoundItems_, kSingleItems = kSingleItems_;
+  static_assert(kSingleItems <= kRoundItems);
   static constexpr int kRow = kTile / 2, kScales = kTile / 16;  // bytes of a row's codes and scales
   static constexpr int kCodes = kGroup * kRow, kAllScales = kGroup * kScales;
   static constexpr int kStrip = kTeam * (kCodes + kAllScales);
@@ -89,12 +91,16 @@ struct Share {
   // Of outputs row after row, which quads are.
   __device__ int divide_by_rows(int n) const { return static_cast<int>(static_cast<uint32_t>(n) * per_row >> 20); }
   template <typename Tiles>
+  __device__ int round_items() const {
+    return Tiles::kSingleItems == Tiles::kRoundItems || pair ? Tiles::kRoundItems : Tiles::kSingleItems;
+  }
+  template <typename Tiles>
   __device__ int items(int round) const {
-    return min(Tiles::kRoundItems, count - round * Tiles::kRoundItems);
+    return min(round_items<Tiles>(), count - round * round_items<Tiles>());
   }
   template <typename Tiles>
   __device__ int rounds() const {
-    return (count + Tiles::kRoundItems - 1) / Tiles::kRoundItems;
+    return (count + round_items<Tiles>() - 1) / round_items<Tiles>();
   }
 };
 
@@ -204,7 +210,7 @@ __device__ inline void list_segments(Share& share, const DecodeProduct& product,
     if (at == range.end) *to++ = {0, 0, 0, 0, 1, 0};
     for (; at < range.end; ++which) {
       const int strip = at - which * share.strips, strips = min(share.strips - strip, range.end - at);
-      const Item item = item_of<Tiles>(product, share.item(round * Tiles::kRoundItems + which));
+      const Item item = item_of<Tiles>(product, share.item(round * share.round_items<Tiles>() + which));
       at += strips;
       *to++ = {static_cast<uint8_t>(strip),
                static_cast<uint8_t>(strips),
@@ -228,7 +234,7 @@ template <typename Tiles>
 __device__ inline void list_done(const Share& share, const DecodeProduct& product, Done* done) {
 #pragma unroll 1
   for (int i = threadIdx.x; i < share.count; i += kThreads) {
-    const int round = i / Tiles::kRoundItems, which = i % Tiles::kRoundItems,
+    const int round = i / share.round_items<Tiles>(), which = i % share.round_items<Tiles>(),
               total = share.items<Tiles>(round) * share.strips;
     const int first = team_of_strip<Tiles>(which * share.strips, total),
               last = team_of_strip<Tiles>((which + 1) * share.strips - 1, total);

@@ -117,6 +117,72 @@ void run_layer(Harness& h, const Layer& l, int64_t dim, bool apart, int64_t batc
   }
 }
 
+// A stack of layers as a program, run plainly, recorded and replayed, against its layers one by one: a chain with more phases
+// than a block holds at a time, and after an op that is no part of it another, which ends with the program.
+void run_stack(Harness& h, const Layer& l, int64_t dim, int64_t batch, const std::string& name) {
+  constexpr int kLayers = 10, kCut = 9;
+  const int64_t hidden = l.q.cols(), heads = l.q.rows() / dim, kv_heads = l.k.rows() / dim, inner = l.gate.rows(),
+                capacity = 48;
+  Backend& g = *h.gpu;
+  const auto act = [&](int64_t width) { return h.on(g, DType::bf16, {batch, width}); };
+  const Tensor x = act(hidden), branch = act(hidden), y = act(hidden), q = act(heads * dim),
+               q_rotated = act(heads * dim), k = act(kv_heads * dim), k_rotated = act(kv_heads * dim),
+               v = act(kv_heads * dim), out = act(heads * dim), gate = act(inner), up = act(inner),
+               activated = act(inner);
+  const Tensor rstd = h.on(g, DType::f32, {batch}), q_rstd = h.on(g, DType::f32, {batch, heads}),
+               k_rstd = h.on(g, DType::f32, {batch, kv_heads}), lse = h.on(g, DType::f32, {batch, heads}),
+               past = h.on(g, DType::i32, {batch}), other = h.on(g, DType::i32, {batch}), none;
+  std::vector<Tensor> caches(kLayers * 2);
+  for (Tensor& cache : caches) cache = h.on(g, DType::bf16, {batch * capacity, kv_heads * dim});
+  const auto random = [&](const Tensor& t) {
+    std::vector<uint16_t> halves(t.elements());
+    for (uint16_t& half : halves) half = f32_to_bf16(h.normal());
+    return halves;
+  };
+  const std::vector<uint16_t> x0 = random(x), branch0 = random(branch), cache0 = random(caches[0]);
+  const auto set = [&](const Tensor& t, const std::vector<uint16_t>& halves) {
+    g.upload(t.data, halves.data(), static_cast<int64_t>(halves.size()) * 2);
+  };
+  std::vector<int32_t> pasts(batch);
+  for (int64_t b = 0; b < batch; ++b) pasts[b] = static_cast<int32_t>((capacity - 1) * (b + 1) / (batch + 1));
+  g.upload(past.data, pasts.data(), batch * 4);
+
+  const uint64_t program = 7000 + static_cast<uint64_t>(batch);
+  std::vector<float> first;
+  for (const char* how : {"one by one", "plain", "recorded", "replayed", "replayed again"}) {
+    set(x, x0), set(branch, branch0);
+    for (const Tensor& cache : caches) set(cache, cache0);
+    const bool apart = first.empty();
+    if (apart || g.begin_run(program, false))
+      for (int i = 0; i < kLayers; ++i) {
+        if (i == kCut) g.increment(1, 1 << 20, other);
+        g.add_rms_norm(x, branch, l.norm, 1e-6f, x, y, rstd);
+        g.linear(y, l.q, q), g.head_norm_rope(q, l.head_norm, past, dim, 1e-6f, 1e6, q_rotated, q_rstd);
+        g.linear(y, l.k, k), g.head_norm_rope(k, l.head_norm, past, dim, 1e-6f, 1e6, k_rotated, k_rstd);
+        g.linear(y, l.v, v), g.kv_append(k_rotated, v, past, batch, caches[i * 2], caches[i * 2 + 1]);
+        g.attention(q_rotated, caches[i * 2], caches[i * 2 + 1], none, past, {batch, heads, kv_heads, dim}, out, lse,
+                    none);
+        g.linear(out, l.o, branch);
+        g.add_rms_norm(x, branch, l.norm, 1e-6f, x, y, rstd);
+        g.linear(y, l.gate, gate), g.linear(y, l.up, up), g.swiglu(gate, up, activated);
+        g.linear(activated, l.down, branch);
+        if (apart) g.synchronize();
+      }
+    if (!apart) g.end_run(program);
+    g.synchronize();
+    std::vector<float> all;
+    for (const Tensor& t : {x, branch, caches[kLayers * 2 - 2], caches[kLayers * 2 - 1]}) {
+      const std::vector<float> values = h.read(t);
+      all.insert(all.end(), values.begin(), values.end());
+    }
+    double different = 0;
+    for (size_t i = 0; i < first.size(); ++i) different += all[i] != first[i];
+    if (!apart) h.verdict(name + " " + how, different == 0, different, 0);
+    if (apart) first = all;
+  }
+  g.forget(program);
+}
+
 }  // namespace
 
 void test_decode_layer(Harness& h) {
@@ -150,6 +216,7 @@ void test_decode_layer(Harness& h) {
           run_layer(h, l, s.dim, false, batch, {3000, false, false}, reuse, name + " long");
           run_layer(h, l, s.dim, false, batch, {700, false, true}, reuse, name + " late");
           run_layer(h, l, s.dim, false, batch, {300, true, false}, reuse, name + " full");
+          run_stack(h, l, s.dim, batch, name + " stack");
         }
         h.clear();
       }
