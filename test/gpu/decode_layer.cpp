@@ -153,6 +153,7 @@ void run_stack(Harness& h, const Layer& l, int64_t dim, int64_t batch, const std
     set(x, x0), set(branch, branch0);
     for (const Tensor& cache : caches) set(cache, cache0);
     const bool apart = first.empty();
+    if (h.small && how[0] == 'r') break;
     if (apart || g.begin_run(program, false))
       for (int i = 0; i < kLayers; ++i) {
         if (i == kCut) g.increment(1, 1 << 20, other);
@@ -216,7 +217,7 @@ void test_decode_layer(Harness& h) {
           run_layer(h, l, s.dim, false, batch, {3000, false, false}, reuse, name + " long");
           run_layer(h, l, s.dim, false, batch, {700, false, true}, reuse, name + " late");
           run_layer(h, l, s.dim, false, batch, {300, true, false}, reuse, name + " full");
-          run_stack(h, l, s.dim, batch, name + " stack");
+          if (!h.small || batch % 15 == 1) run_stack(h, l, s.dim, batch, name + " stack");
         }
         h.clear();
       }
