@@ -10,7 +10,7 @@ constexpr int D = 128;                    // elements of a head
 constexpr int kQueries = kDecodeQueries;  // heads of a group, at most
 constexpr int kKeys = 16;                 // that a warp takes at a time
 // Keys from which on another block helps, where what it leaves comes with tags, and where it does not.
-constexpr int piece_keys(bool few_rows) { return few_rows ? 48 : 512; }
+constexpr int piece_keys(bool few_rows) { return few_rows ? 96 : 512; }
 constexpr int kHeadPitch = D + 8;       // so that the eight rows of q lie in different banks
 constexpr int kGroups = D / kElements;  // of a head
 // Blocks that share the values' elements, of few rows. All of them multiply all of the keys; but what a warp then needs
