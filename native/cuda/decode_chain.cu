@@ -169,15 +169,15 @@ bool decode_fits(int rows, int width, int outputs, bool whole, const DecodeMachi
   if (machine.processors * kDecodeQueries * kPartLanes * 2 > kCopyPieces - kPartPieces) return false;
   // What item_of_strip's reciprocal is exact for, and segments have bits for; every piece of the width a cluster.
   if (divide_up(width, splits) > kMostTiles * 256 || splits > machine.processors / 2) return false;
-  // Pairs and three matrices may have a group more than outputs alone say.
+  // Pairs, which are dealt out two by two, and three matrices may have some groups more than outputs alone say.
   const int blocks = machine.processors / cluster_of(rows, machine) / splits * cluster_of(rows, machine);
-  if (divide_up(outputs / kGroup + 3, blocks) + 1 > kProductItems / 2) return false;
+  if (divide_up(outputs / kGroup + 3, blocks) + 1 > kProductItems) return false;
   // With all that a chain may need beside it.
   const auto needs = [&](auto type) {
     return Needs{kChainPhases,
                  kChainShapes,
                  kChainItems,
-                 segments_of(rows, kChainItems),
+                 segments_of(rows, kChainItems) + kChainShapes * kTeams,
                  tiles_of<typename decltype(type)::type>(width, splits),
                  kept_of(rows, width, machine.processors),
                  attention_bytes(kDecodeQueries, rows <= kWholeRows)};

@@ -81,7 +81,7 @@ struct alignas(16) DecodePhase {
 
 // Of a chain: phases at most; shapes of products, and groups of rows that a block may have of one product, and of one of each
 // shape, which shared memory holds lists of.
-constexpr int kChainPhases = 512, kChainShapes = 8, kProductItems = 256, kChainItems = 2 * kProductItems;
+constexpr int kChainPhases = 512, kChainShapes = 8, kProductItems = 256, kChainItems = kProductItems + 128;
 // Blocks that have come to the first phase, and that have ended; the last tag given out; of every phase, blocks that have
 // left something. Zero between kernels, but for the tag.
 constexpr int kChainCounters = 3 + kChainPhases;
