@@ -130,7 +130,7 @@ struct DecodeChain {
 struct DecodePlan {
   std::vector<DecodeMaps> maps;
   std::vector<DecodePhase> phases;
-  DecodeChain chain;
+  DecodeChain chain{};
 };
 // What the plan's maps, phases and weights take in device memory, at most.
 constexpr int64_t kScriptBytes = kChainPhases * (sizeof(DecodePhase) + 3 * sizeof(DecodeMaps) + sizeof(DecodeWeights));
