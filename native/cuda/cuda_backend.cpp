@@ -28,16 +28,15 @@ std::string mebibytes(int64_t bytes) { return std::to_string((bytes + (1 << 20) 
               "lower batch_size or seq_len, set recompute: block, or use masters: bf16");
 }
 
-// Plain device memory; Q4401 when it does not fit.
-void* take(int64_t bytes) {
+}  // namespace
+
+void* CudaBackend::take(int64_t bytes) {
   void* memory = nullptr;
   const cudaError_t status = cudaMalloc(&memory, static_cast<size_t>(bytes));
   if (status == cudaErrorMemoryAllocation) out_of_memory(bytes);
   check(status, "cudaMalloc");
   return memory;
 }
-
-}  // namespace
 
 CudaBackend::CudaBackend(int index) : index_(index) {
   use_device();

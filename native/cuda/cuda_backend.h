@@ -116,6 +116,8 @@ class CudaBackend final : public Backend {
   void increment(int64_t by, int64_t max, const Tensor& x) override;
 
  private:
+  // Plain device memory; Q4401 when it does not fit.
+  static void* take(int64_t bytes);
   // Makes this device current for the calling thread: runs come from whichever thread the engine chose.
   void use_device() const;
 

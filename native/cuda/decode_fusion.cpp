@@ -244,14 +244,14 @@ void CudaBackend::place_script() {
     return;
   }
   // Memory cannot be asked for in the stream's own mode.
-  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
-  Q4_CHECK(cudaThreadExchangeStreamCaptureMode(&mode));
-  void* memory = nullptr;
-  const cudaError_t status = cudaMalloc(&memory, kScriptBytes);
-  Q4_CHECK(cudaThreadExchangeStreamCaptureMode(&mode));
-  check(status, "cudaMalloc");
-  scripts_.push_back({DeviceMemory(memory), {}});
-  scripts_.back().contents = decode_script(plan_, static_cast<char*>(memory), machine_);
+  struct Relaxed {
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    Relaxed() { Q4_CHECK(cudaThreadExchangeStreamCaptureMode(&mode)); }
+    ~Relaxed() { (void)cudaThreadExchangeStreamCaptureMode(&mode); }
+  } relaxed;
+  Script& script = scripts_.emplace_back();
+  script.memory = DeviceMemory(take(kScriptBytes));
+  script.contents = decode_script(plan_, static_cast<char*>(script.memory.get()), machine_);
 }
 
 // The matrices of a product: one, three of one input, or a pair.

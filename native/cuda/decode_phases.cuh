@@ -11,8 +11,8 @@ namespace q4::gpu::decode {
 
 // Shared memory: rings | some of the chain's phases | a list of its products | what attentions share | the block's shares of
 // the products | lists of their items | and of the teams' segments | what norms keep of x | constants of products | squares |
-// globals of the phases that are there | what else a block remembers | x | sums. Attentions of few rows use the place of x, others that of both: for keys and values, what the warps
-// leave of them, and what else they need.
+// globals of the phases that are there | what else a block remembers | x | sums. Attentions of few rows use the place of x,
+// others that of both: for keys and values, what the warps leave of them, and what else they need.
 struct Layout {
   int table, weights, sequences, shares, done, segments, kept, constants, squares, globals, common, x, sums, parts,
       attention, total;
