@@ -177,6 +177,8 @@ class CudaBackend final : public Backend {
   void written(std::initializer_list<Tensor> results);
   void run_chain();
   void place_script();
+  // Before chains with so many phases run.
+  void use_tags(int phases);
   void discard_chain() {
     plan_.maps.clear(), plan_.phases.clear();
     plan_.chain = DecodeChain{};  // its operands may no longer exist when the next is run
@@ -202,6 +204,7 @@ class CudaBackend final : public Backend {
   // A place in the weight buffer.
   static constexpr int64_t kAttentionPartsAt = int64_t{48} << 20;
   char* exchange() const { return small() + Workspace::kSmallBytes; }
+  int used_tags_ = 0;  // since the exchange was cleared
   // For chains that are not recorded, one after the other.
   char* script_place() const { return exchange() + kExchangeBytes; }
 
@@ -249,6 +252,7 @@ class CudaBackend final : public Backend {
   struct Script {
     DeviceMemory memory;
     std::vector<char> contents;  // until it is there
+    int phases = 0;
   };
   struct Recording {
     int runs = 0;

@@ -63,6 +63,7 @@ void CudaBackend::end_run(uint64_t program) {
     if (!std::current_exception()) ++recording.runs;
     return;
   }
+  for (const Script& script : recording.scripts) use_tags(script.phases);
   Q4_CHECK(cudaGraphLaunch(recording.graph.get(), stream));
 }
 

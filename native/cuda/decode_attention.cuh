@@ -344,8 +344,7 @@ __device__ inline void attend(const DecodeAttention& operands, const Here& here,
       }
     }
     const HeadWeight weight(warp == kKeyWarp ? reread(operands).k_weight : reread(operands).q_weight);
-    // Of few rows pieces with tags are simply asked for.
-    if (!kFew && threadIdx.x == 0) here.await_count();
+    if (threadIdx.x == 0) here.await_count();
     block_sync();
     if (!kAhead<kSlice>) head = head_of_warp(reread(here.sequences()).task, reread(operands));
     take_heads<kSlice>(reread(here.sequences()).task, operands, here.from(), head, here.sequences(), weight, m);
@@ -370,11 +369,11 @@ __device__ inline void attend(const DecodeAttention& operands, const Here& here,
         if (t.piece > 0) {
           j.post(here.to(), warp);
         } else {
+          if (threadIdx.x == 0) here.announce();
           if (t.pieces > 1) j.collect_from(here.to(), warp, t.pieces, units());
           hand_on<Rows>(t, j, operands, here.to());
         }
       }
-      if (t.piece == 0) here.arrive();
     } else {
       const auto left = [&] {
         return here.attention_parts() + int64_t{t.unit} * most_pieces(units(), here.blocks()) * step;

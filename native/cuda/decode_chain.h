@@ -89,7 +89,9 @@ constexpr int kChainCounters = 3 + kChainPhases;
 // What phases hand on (decode_exchange.cuh). A slot is written again four phases later, when, through what blocks waited
 // for in between, all have read it. Its first part holds pieces with tags and nothing else; of few rows there are several
 // copies, so that not all blocks ask the same part of the second-level cache. The others hold rows, and a number a group.
-constexpr int kExchangeSlots = 4, kExchangeCopies = 4;
+constexpr int kExchangeSlots = 4, kExchangeCopies = 2;
+// Of few rows, tags of x have no more than so many values; what is left of a phase so long ago must be cleared before.
+constexpr int kShortTags = 1 << 15;
 constexpr int64_t kTaggedBytes = int64_t{7} << 20, kRowsBytes = int64_t{4} << 20, kNumbersBytes = int64_t{1} << 20;
 constexpr int64_t kExchangeSlotBytes = kTaggedBytes + kRowsBytes + kNumbersBytes,
                   kExchangeBytes = kExchangeSlots * kExchangeSlotBytes;

@@ -238,7 +238,9 @@ void CudaBackend::run_chain() {
 
 // Puts into device memory what the chain's kernel reads there. What is recorded is placed once, when the recording ends.
 void CudaBackend::place_script() {
+  const int phases = static_cast<int>(plan_.phases.size());
   if (mode_ != Mode::recording) {
+    use_tags(phases);
     const std::vector<char> script = decode_script(plan_, script_place(), machine_);
     Q4_CHECK(cudaMemcpyAsync(script_place(), script.data(), script.size(), cudaMemcpyHostToDevice, stream_.get()));
     return;
@@ -251,7 +253,14 @@ void CudaBackend::place_script() {
   } relaxed;
   Script& script = scripts_.emplace_back();
   script.memory = DeviceMemory(take(kScriptBytes));
-  script.contents = decode_script(plan_, static_cast<char*>(script.memory.get()), machine_);
+  script.contents = decode_script(plan_, static_cast<char*>(script.memory.get()), machine_), script.phases = phases;
+}
+
+void CudaBackend::use_tags(int phases) {
+  used_tags_ += phases;
+  if (used_tags_ <= kShortTags) return;
+  used_tags_ = phases;
+  Q4_CHECK(cudaMemset2DAsync(exchange(), kExchangeSlotBytes, 0, kTaggedBytes, kExchangeSlots, stream_.get()));
 }
 
 // The matrices of a product: one, three of one input, or a pair.

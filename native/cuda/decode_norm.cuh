@@ -110,62 +110,87 @@ __device__ inline void sum_rows(const DecodeNorm& norm, bool first, const Exchan
 
 // Partial sums of squares a row, which whoever needs the norm's scale adds up.
 template <typename Rows>
-constexpr int kSquares = Rows::kExactly ? kThreads / kGroupPieces : 1;
+constexpr int kSquares = Rows::kExactly ? kThreads / 2 : 1;
 
-// The rows of a product's x, the block's share of their width, from the phase before: piece by piece where rows are few.
-// squares: [rows][kSquares], where the product's x is normalised.
-template <typename Rows, int kAtOnce>
-__device__ inline void stage_at_once(const uint4* from, uint32_t tag, int left, uint32_t* digits, uint32_t* scales,
-                                     float& square) {
-  uint4 v[kAtOnce];
-  for (;;) {
-    bool arrived = true;
-#pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
-      v[j] = make_uint4(0, 0, 0, tag);
-      if (j * kThreads < left) v[j] = peek(from + j * kThreads);
-    }
-#pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) arrived &= v[j].w == tag;
-    if (arrived) break;
-    __nanosleep(kPollPause);
-  }
-#pragma unroll
-  for (int j = 0; j < kAtOnce; ++j) {
-    if (j * kThreads >= left) continue;
-    uint32_t* const to = digits + j * Rows::kTilesApart * (Rows::kTileBytes / 4);
-    to[0] = v[j].x, to[4] = v[j].y;
-    if (threadIdx.x % 4 == 0) scales[j * (kThreads / kGroupPieces)] = v[j].z;
-    square += __uint_as_float(v[j].z);
-  }
-}
+// The rows of a product's x from the phase before, piece by piece, where rows are few: every thread takes each kThreads-th
+// piece of a row. Which those are, and where they go, is found before the phase before is done with, as a hundred
+// instructions by all warps take as long as a piece.
 template <typename Rows>
-__device__ inline void stage_pieces(const DecodePhase& phase, const Exchange& source, const Share& share, uint8_t* x,
-                                    float* squares) {
-  constexpr int kFew = 2, kMany = 5;
-  const int thread = threadIdx.x, in_share = share.tiles * (Rows::kTile / kQuad),
-            first_piece = share.first_tile * (Rows::kTile / kQuad), in_row = phase.product.width / kQuad;
-#pragma unroll
-  for (int row = 0; row < Rows::kExactly; ++row) {
-    float square = 0;
-    for (int begin = 0; begin < in_share;) {
-      const int piece = begin + thread, left = in_share - piece;
-      const uint4* const from = source.slot + row * in_row + first_piece + piece;
-      uint32_t *const digits = Rows::digits_of(x, share.tiles, row, piece), *const scales = Rows::scale_place(
-                                                                                x, share.tiles, row, piece);
-      if (in_share - begin <= kFew * kThreads) {
-        stage_at_once<Rows, kFew>(from, source.tag, left, digits, scales, square);
-        begin += kFew * kThreads;
-      } else {
-        stage_at_once<Rows, kMany>(from, source.tag, left, digits, scales, square);
-        begin += kMany * kThreads;
-      }
-    }
+class PieceStager {
+ public:
+  // x: where rows are kept.
+  __device__ PieceStager(const DecodePhase& phase, const Exchange& source, const Share& share, uint8_t* x,
+                         float* squares)
+      : tag_(Rows::high_half_tag(source.tag)),
+        left_(share.tiles * kRowOfTile - static_cast<int>(threadIdx.x)),
+        tiles_(share.tiles) {
+    const uint32_t piece = threadIdx.x;
+    from_ = source.slot + piece;
+    digits_ = Rows::digits_of(shared_address(x), piece), scales_ = Rows::scales_of(shared_address(x), tiles_, piece);
     // The second piece of each group has its sum of squares. (Where nobody wants them, those of an earlier phase may still be
     // read.)
-    if (phase.norm.weight && thread % kGroupPieces == 1) squares[row * kSquares<Rows> + thread / kGroupPieces] = square;
+    static_assert(Rows::kPieces == 2 && kThreads / 2 == kSquares<Rows>);
+    squares_ = phase.norm.weight && piece % 2 == 1 ? shared_address(squares + piece / 2) : 0;
+    asm volatile("" : "+l"(from_), "+r"(digits_), "+r"(scales_), "+r"(left_), "+r"(tag_), "+r"(squares_));
   }
-}
+
+  // squares: [rows][kSquares], where the product's x is normalised.
+  __device__ void stage() const {
+    constexpr int kFew = 1, kMany = 3;
+#pragma unroll
+    for (int row = 0; row < Rows::kExactly; ++row) {
+      const int to = row * Rows::row_bytes(tiles_);
+      const uint4* from = from_ + row * tiles_ * kRowOfTile;
+      uint32_t digits = digits_ + to, scales = scales_ + to;
+      float square = 0;
+      for (int left = left_; left > -static_cast<int>(threadIdx.x);) {
+        if (left + static_cast<int>(threadIdx.x) <= kFew * kThreads)
+          take<kFew>(from, left, digits, scales, square);
+        else
+          take<kMany>(from, left, digits, scales, square);
+        left -= kMany * kThreads, from += kMany * kThreads;
+        digits += kMany * Rows::kTilesApart * Rows::kTileBytes, scales += kMany * (kThreads / Rows::kPieces) * 4;
+      }
+      if (squares_) shared_store(squares_ + row * kSquares<Rows> * 4, __float_as_uint(square));
+    }
+  }
+
+ private:
+  static constexpr int kRowOfTile = Rows::kTile / Rows::kOfPiece;
+
+  // Of a row, the first kCount pieces, of which `left` are there.
+  template <int kCount>
+  __device__ void take(const uint4* from, int left, uint32_t digits, uint32_t scales, float& square) const {
+    uint4 v[kCount];
+    for (;;) {
+      bool arrived = true;
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) {
+        v[j] = make_uint4(0, 0, 0, tag_);  // and a number of 0
+        if (j * kThreads < left) v[j] = peek(from + j * kThreads);
+      }
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) arrived &= Rows::has_tag(v[j], tag_);
+      if (arrived) break;
+      __nanosleep(kPollPause);
+    }
+    const bool first = threadIdx.x % Rows::kPieces == 0;
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      const bool inside = j * kThreads < left;
+      const uint32_t to = digits + j * Rows::kTilesApart * Rows::kTileBytes;
+      shared_store_if(inside, to, v[j].x, v[j].y);
+      shared_store_if(inside, to + 16, v[j].z & 0x0f0f0f0fu, v[j].z >> 4 & 0x0f0f0f0fu);
+      shared_store_if(inside && first, scales + j * (kThreads / Rows::kPieces) * 4,
+                      __float_as_uint(Rows::scale_in(v[j])));
+      square += Rows::number_in(v[j]);
+    }
+  }
+
+  const uint4* from_;
+  uint32_t digits_, scales_, squares_, tag_;  // places in shared memory; squares: 0 where nobody wants them
+  int left_, tiles_;
+};
 // The same by the copy engine, whole rows at a time.
 __device__ inline void copy_row(uint32_t to, const char* from, int bytes, uint32_t barrier) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
@@ -211,11 +236,12 @@ template <typename Rows>
 __device__ inline float scale_of(const DecodeNorm& norm, const float* squares, int row) {
   float total = 0;
   if constexpr (Rows::kExactly) {
-    static_assert(kSquares<Rows> == 32 * 4);
+    static_assert(kSquares<Rows> == 32 * 8);
 #pragma unroll
     for (int r = 0; r < Rows::kExactly; ++r) {
-      const float4 v = reinterpret_cast<const float4*>(squares + r * kSquares<Rows>)[threadIdx.x % 32];
-      const float sum = warp_sum(v.x + v.y + (v.z + v.w));
+      const float4* const mine = reinterpret_cast<const float4*>(squares + r * kSquares<Rows>) + threadIdx.x % 32;
+      const float4 v = mine[0], w = mine[32];
+      const float sum = warp_sum(v.x + v.y + (v.z + v.w) + (w.x + w.y + (w.z + w.w)));
       if (r == row) total = sum;
     }
   } else {

@@ -160,13 +160,16 @@ __device__ __forceinline__ void finish_products(const DecodeChain& chain, const 
       return scale_of_product<Rows>(phase, squares, row_of_outputs<true>(share, lane, rows));
     };
     const float* const sums = sums_of<Rows>(layout, rows, 0);
+    const auto announce = [&] {
+      if (lane == 0 && f.next) decode::announce(chain.counters + 3 + p);
+    };
     const Made made = made_of(phase.product, !f.next);
     if (made == Made::sum)
-      finish_rounds<Rows, Made::sum>(phase, share, done, rows, sums, f, staged);
+      finish_rounds<Rows, Made::sum>(phase, share, done, rows, sums, f, staged, announce);
     else if (made == Made::activated)
-      finish_rounds<Rows, Made::activated>(phase, share, done, rows, sums, f, staged);
+      finish_rounds<Rows, Made::activated>(phase, share, done, rows, sums, f, staged, announce);
     else
-      finish_rounds<Rows, Made::same>(phase, share, done, rows, sums, f, staged);
+      finish_rounds<Rows, Made::same>(phase, share, done, rows, sums, f, staged, announce);
   }
 }
 
@@ -332,15 +335,16 @@ struct Here {
     if (threadIdx.x == 0) await_count();
     block_sync();
   }
-  // A count that nobody waits for, of the last phase, or before an attention that looks at tags alone, might come too late
-  // to be set back.
-  __device__ bool awaited() const {
-    return p + 1 < chain.phases && !(kWhole && phase(p + 1).kind == PhaseKind::attention);
-  }
-  // Of a product whose results come with tags, before they are there: whoever waits then asks for them in time.
-  __device__ bool announces() const { return awaited() && phase(p).kind == PhaseKind::product && !takes_rows(p + 1); }
+  // A count that nobody waits for, of the last phase, might come too late to be set back.
+  __device__ bool awaited() const { return p + 1 < chain.phases; }
+  // By one thread, of results that come with tags, before they are there: whoever waits then asks for them in time.
   __device__ void announce() const {
-    if (threadIdx.x == kThreads - 1 && announces()) gpu::decode::announce(chain.counters + 3 + p);
+    if (awaited()) gpu::decode::announce(chain.counters + 3 + p);
+  }
+  // Whether a product's results are announced so.
+  __device__ bool announces() const { return awaited() && phase(p).kind == PhaseKind::product && !takes_rows(p + 1); }
+  __device__ void announce_product() const {
+    if (threadIdx.x == kThreads - 1 && announces()) announce();
   }
   // Once they are there.
   __device__ void arrive() const {
@@ -381,18 +385,19 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
         float* const squares = &place<float>(layout.squares);
         Multiplier<Rows, kDepth> multiplier(table, share, x, &place<uint8_t>(layout.constants), rows);
         const int rounds = share.template rounds<typename Rows::Tiles>();
-        here.await();
         if constexpr (kWhole) {
-          stage_pieces<Rows>(phase, here.from(), share, x, squares);
+          const PieceStager<Rows> stager(phase, here.from(), share, x, squares);
+          here.await();
+          stager.stage();
           meet<kStagedBarrier>();
           for (int round = 0; round < rounds; ++round) {
             if (round >= 2) meet<kReadBarrier>(round % 2);
             multiplier.round(share, sums_of<Rows>(layout, rows, round % 2), rows);
             tell<kLeftBarrier>(round % 2);
           }
-          here.announce();
           multiplier.weights.keep();
         } else {
+          here.await();
           stage_rows<Rows>(phase, here.from(), rows, share, x, squares, here.barrier());
           here.await_copies();
           block_sync();
@@ -403,7 +408,7 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
                              threadIdx.x, kThreads);
           const Done* const done = &place<Done>(layout.done) + share.done;
           // One that only has helped to stage.
-          if (share.count == 0) here.announce();
+          if (share.count == 0) here.announce_product();
           for (int round = 0; round < rounds; ++round) {
             const int quads = quads_of(share, share.template items<typename Rows::Tiles>(round), rows);
             float* const sums = sums_of<Rows>(layout, rows, round % layout.sums_buffers);
@@ -422,7 +427,7 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
               o = outputs(i), scale = scale_of_product<Rows>(phase, squares, row_of_outputs<false>(share, i, rows));
             block_sync();
             if (round + 1 == rounds) {
-              here.announce();
+              here.announce_product();
               if (threadIdx.x / 32 == kStagingWarp && p + 1 < chain.phases &&
                   table.phase(p + 1).kind == PhaseKind::attention)
                 stage_first_values(table.phase(p + 1).attention, here);

@@ -1,7 +1,7 @@
 // How a decode chain keeps the rows of x in shared memory and multiplies tiles of W with them. Two ways:
 //   RowsBf16: W becomes bf16, code · block scale exactly, for mma m16n8k16; eight rows of x a product.
 //   RowsInt8: for one or two rows, where decoding W is what costs: codes become int8 by table look-up, four times their
-//     value; x, block by block of sixteen, is a scale and two int8 digits to base 64 (13 bits and sign: 32 times finer than
+//     value; x, block by block of sixteen, is a scale and two int8 digits to base 16 (11 bits and sign: 8 times finer than
 //     bf16's rounding of the block's largest element). The products of a block are exact; both scales are applied to its
 //     sum.
 // A lane (g = lane / 4, c = lane % 4) decodes 64 neighbouring codes of rows g and g + 8 of a tile, half of them a unit.
@@ -102,7 +102,7 @@ struct RowsBf16 {
   // Adds the product with the tile in `stage`, which is tile `tile` of the share's width.
   __device__ void multiply(const Stage& stage, int tile) {
     const LaneScales<Tiles> scales(stage);
-#pragma unroll 1
+#pragma unroll
     for (int unit = 0; unit < kTile / kUnit; ++unit) {
       const LaneCodes<Tiles> w(stage, unit);
       uint32_t factors[2];
@@ -173,7 +173,7 @@ struct Decoder {
   static constexpr uint32_t kPositiveLow = 0x06040200, kPositiveHigh = 0x18100c08;
   static constexpr uint32_t kNegativeLow = 0x7c7a7874, kNegativeHigh = 0x007f7e7d;  // by 7 − the magnitude's bits
   static constexpr int kMagic = 0x4b400000;  // the float 1.5 · 2^23: an integer added to its bits is added to its value
-  static constexpr int kBase = 64, kWords = 12;
+  static constexpr int kBase = 16, kWords = 12;
 
   uint32_t positive, negative, two, minus_one;
   int start[4];  // what sums of products start from: those of high digits, and of low ones
@@ -233,9 +233,9 @@ struct RowsInt8 {
   // 2^100 too large to make up for most of it.
   static constexpr float kEpilogue = 0.25f * 1048576.0f;
   static constexpr int kBase = Decoder::kBase;
-  static constexpr float kLargest = 127 * kBase;
+  static constexpr float kLargest = 127 * kBase + kBase - 1;
   // Below what may be added to the bits of kMagic.
-  static_assert(16 * 24 * (127 * kBase + kBase / 2) < 1 << 22);
+  static_assert(16 * 24 * (128 * kBase) < 1 << 22);
 
   // A row of x: for every tile, unit and block of a lane, the high and low digits of lane c = 0, 1, 2, 3; then for every
   // block its scale. Columns 2c and 2c + 1 of a product are the
@@ -247,57 +247,77 @@ struct RowsInt8 {
   __host__ __device__ static int row_bytes(int tiles) { return tiles * (kTileBytes + kScaleBytes); }
   __host__ __device__ static int bytes(int rows, int tiles) { return rows * row_bytes(tiles); }
 
-  // Four neighbouring lanes hand on a group, which is a block, with a number of it: called by whole warps. Piece k has the
-  // high digits of elements [4k, +4), the low ones, and: the scale, the number.
+  // Four neighbouring lanes hand on a group, which is a block, with a number of it that is not negative: called by whole
+  // warps. Of its two pieces, of eight elements each, the first words are the high digits; the third has the low ones, of
+  // the first four elements in the lower halves of its bytes; the fourth a tag and half a word: of the first piece the scale,
+  // of the second the number.
+  static constexpr int kPieces = 2, kOfPiece = kElements / kPieces;
+  __device__ static uint32_t high_half_tag(uint32_t tag) { return (tag | kShortTags) << 16; }  // not that of zeros
+  __device__ static bool has_tag(const uint4& piece, uint32_t tag) { return ((piece.w ^ tag) & 0xffff0000u) == 0; }
   __device__ static void post(const Exchange& to, int group, const float (&v)[kQuad], float extra, bool inside) {
     float largest = 0;
 #pragma unroll
     for (int j = 0; j < kQuad; ++j) largest = largest_magnitude(largest, v[j]);
     largest = largest_magnitude(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
     largest = largest_magnitude(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
-    const float inverse = largest > 0x1p-100f ? kLargest * reciprocal(largest) : 0.0f;
-    // Rounded to an integer by adding 1.5 · 2^23, below which a float has no more bits. With half the base more the upper
-    // eight bits of fourteen are the high digit, and the lower six, less half the base, the low one.
-    static_assert(kBase == 64);
+    // The scale as bf16, cut off, and before that larger by as much as cutting off may take.
+    const float scale = __uint_as_float(__float_as_uint(largest * (1.0078125f / kLargest)) & 0xffff0000u);
+    const float inverse = largest > 0x1p-100f ? reciprocal(scale) : 0.0f;
+    // Rounded to an integer by adding 1.5 · 2^23, below which a float has no more bits. Of twelve bits the upper eight are the
+    // high digit, and the lower four the low one, which is not negative.
+    static_assert(kBase == 16);
     uint32_t number[kQuad];
 #pragma unroll
-    for (int j = 0; j < kQuad; ++j)
-      number[j] = __float_as_uint(fmaf(v[j], inverse, __int_as_float(Decoder::kMagic + kBase / 2)));
-    const uint32_t first = __byte_perm(number[0], number[1], 0x0040),
-                   second = __byte_perm(number[2], number[3], 0x0040),
-                   bits = (__byte_perm(first, second, 0x5410) & 0x3f3f3f3f) ^ 0x20202020,
-                   low = (bits & 0x20202020) * 6 + bits;  // the sign, twice more
+    for (int j = 0; j < kQuad; ++j) number[j] = __float_as_uint(fmaf(v[j], inverse, __int_as_float(Decoder::kMagic)));
+    const uint32_t low =
+        __byte_perm(__byte_perm(number[0], number[1], 0x0040), __byte_perm(number[2], number[3], 0x0040), 0x5410) &
+        0x0f0f0f0fu;
 #pragma unroll
-    for (int j = 0; j < kQuad; ++j) number[j] <<= 2;
+    for (int j = 0; j < kQuad; ++j) number[j] <<= 4;
     const uint32_t high =
         __byte_perm(__byte_perm(number[0], number[1], 0x0051), __byte_perm(number[2], number[3], 0x0051), 0x5410);
+    const uint32_t other_low = __shfl_xor_sync(0xffffffffu, low, 1), other_high = __shfl_xor_sync(0xffffffffu, high, 1);
     const int k = threadIdx.x % 4;
-    if (inside)
-      decode::post<true>(to, group * kGroupPieces + k, high, low,
-                         __float_as_uint(k ? extra : largest * (0x1p100f / kLargest)));
+    const bool odd = k & 1;
+    // A number without its sign, cut off in the middle of what that makes of it.
+    const uint32_t half =
+        k < 2 ? __float_as_uint(scale * 0x1p100f) >> 16 : __float_as_uint(extra * (1.0f + 0x1p-10f)) >> 15 & 0xffffu;
+    if (!inside) return;
+    // Each of the two lanes that have a piece writes half of its copies.
+    static_assert(kExchangeCopies % 2 == 0);
+    uint4* const piece = to.slot + (odd ? kExchangeCopies / 2 * kCopyPieces : 0) + group * kPieces + k / 2;
+#pragma unroll
+    for (int i = 0; i < kExchangeCopies / 2; ++i)
+      put_piece(piece + i * kCopyPieces, odd ? other_high : high, odd ? high : other_high,
+                odd ? low << 4 | other_low : other_low << 4 | low, high_half_tag(to.tag) | half);
   }
-  // Where a piece of the share's row is kept: its digits, and the scale of its block.
-  __device__ static uint32_t* digits_of(uint8_t* x, int tiles, int row, int piece) {
-    uint8_t* const base = x + row * row_bytes(tiles);
-    const int block = piece / 4, k = piece % 4;
-    return reinterpret_cast<uint32_t*>(base + block / 16 * kTileBytes + block % 4 * kBlockBytes + block / 4 % 4 * 32) +
-           k;
+  __device__ static float scale_in(const uint4& piece) { return __uint_as_float(piece.w << 16); }
+  __device__ static float number_in(const uint4& piece) { return __uint_as_float((piece.w & 0xffffu) << 15); }
+  // Where, of a row in shared memory, a piece is kept: its high digits, the low ones 16 bytes further, and the scale of its
+  // block.
+  __device__ static uint32_t digits_of(uint32_t x, uint32_t piece) {
+    const uint32_t block = piece / kPieces;
+    return x + block / 16 * kTileBytes + block % 4 * kBlockBytes + block / 4 % 4 * 32 + piece % kPieces * kOfPiece;
   }
-  __device__ static uint32_t* scale_place(uint8_t* x, int tiles, int row, int piece) {
-    return reinterpret_cast<uint32_t*>(x + row * row_bytes(tiles) + tiles * kTileBytes) + piece / 4;
+  __device__ static uint32_t scales_of(uint32_t x, int tiles, uint32_t piece) {
+    return x + tiles * kTileBytes + piece / kPieces * 4;
   }
-  static_assert(kThreads % (kTile / kQuad) == 0);  // pieces so far apart lie kTilesApart tiles apart
-  static constexpr int kTilesApart = kThreads / (kTile / kQuad);
+  static_assert(kThreads % (kTile / kOfPiece) == 0);  // pieces so far apart lie kTilesApart tiles apart
+  static constexpr int kTilesApart = kThreads / (kTile / kOfPiece);
   // Four elements of what was handed on.
   __device__ static void read(float (&v)[kQuad], const Exchange& from, int group, int quad) {
-    uint4 first[1], piece[1];
-    collect(first, from.slot + group * kGroupPieces, from.tag);
-    collect(piece, from.slot + group * kGroupPieces + quad, from.tag);
-    const auto digit = [](uint32_t word, int j) { return static_cast<int8_t>(word >> j * 8 & 255u); };
+    const uint4* const pieces = from.slot + group * kPieces;
+    const uint32_t tag = high_half_tag(from.tag);
+    uint4 first, piece;
+    do first = peek(pieces), piece = peek(pieces + quad / 2);
+    while (!has_tag(first, tag) || !has_tag(piece, tag));
+    const bool upper = quad & 1;
+    const uint32_t high = upper ? piece.y : piece.x, low = piece.z >> (upper ? 4 : 0);
 #pragma unroll
     for (int j = 0; j < kQuad; ++j)
-      v[j] = static_cast<float>(digit(piece[0].x, j) * kBase + digit(piece[0].y, j)) *
-             (__uint_as_float(first[0].z) * 0x1p-100f);
+      v[j] =
+          static_cast<float>(static_cast<int8_t>(high >> j * 8 & 255u) * kBase + static_cast<int>(low >> j * 8 & 15u)) *
+          (scale_in(first) * 0x1p-100f);
   }
   // What products need beside x: zeros, and the decoder's numbers. By the first threads of the block.
   __device__ static void set_constants(uint8_t* constants) {

@@ -17,6 +17,19 @@ __device__ inline uint32_t shared_load_u32(uint32_t address) {
 __device__ inline void shared_store(uint32_t address, uint32_t v) {
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
 }
+// Without a branch.
+__device__ inline void shared_store_if(bool condition, uint32_t address, uint32_t v, uint32_t w) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %0, 0;\n@p st.shared.v2.u32 [%1], {%2, %3};\n}" ::"r"(
+                   static_cast<uint32_t>(condition)),
+               "r"(address), "r"(v), "r"(w)
+               : "memory");
+}
+__device__ inline void shared_store_if(bool condition, uint32_t address, uint32_t v) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.u32 p, %0, 0;\n@p st.shared.u32 [%1], %2;\n}" ::"r"(static_cast<uint32_t>(condition)),
+      "r"(address), "r"(v)
+      : "memory");
+}
 
 // A barrier in shared memory that copies complete; parity: of how often it was waited for.
 __device__ inline void barrier_init(uint32_t barrier, int arrivals) {
