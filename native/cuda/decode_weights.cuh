@@ -169,7 +169,7 @@ template <int kRingsOfWarp, typename Tiles, int kDepth>
 __device__ inline void fill_rings(const DecodeMaps* maps, const Table& table, const Rings<Tiles, kDepth>& rings) {
   // Nanoseconds: those that compute need the time that looking takes. Of more rows, where a warp fills two rings, these are
   // shallow, and a free place should not wait.
-  constexpr int kPause = kRingsOfWarp == 2 ? 20 : 100;
+  constexpr int kPause = kRingsOfWarp == 2 ? 20 : 60;
   const int lane = threadIdx.x % 32, team = (threadIdx.x / 32 - kWarps) * kRingsOfWarp + lane;
   if (lane >= kRingsOfWarp) return;
   constexpr uint32_t kLanes = (1u << kRingsOfWarp) - 1;
