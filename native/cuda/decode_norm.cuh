@@ -151,7 +151,7 @@ class PieceStager {
         left -= kMany * kThreads, from += kMany * kThreads;
         digits += kMany * Rows::kTilesApart * Rows::kTileBytes, scales += kMany * (kThreads / Rows::kPieces) * 4;
       }
-      if (squares_) shared_store(squares_ + row * kSquares<Rows> * 4, __float_as_uint(square));
+      shared_store_if(squares_ != 0, squares_ + row * kSquares<Rows> * 4, __float_as_uint(square));
     }
   }
 
@@ -179,8 +179,8 @@ class PieceStager {
     for (int j = 0; j < kCount; ++j) {
       const bool inside = j * kThreads < left;
       const uint32_t to = digits + j * Rows::kTilesApart * Rows::kTileBytes;
-      shared_store_if(inside, to, v[j].x, v[j].y);
-      shared_store_if(inside, to + 16, v[j].z & 0x0f0f0f0fu, v[j].z >> 4 & 0x0f0f0f0fu);
+      shared_store2_if(inside, to, v[j].x, v[j].y);
+      shared_store2_if(inside, to + 16, v[j].z & 0x0f0f0f0fu, v[j].z >> 4 & 0x0f0f0f0fu);
       shared_store_if(inside && first, scales + j * (kThreads / Rows::kPieces) * 4,
                       __float_as_uint(Rows::scale_in(v[j])));
       square += Rows::number_in(v[j]);

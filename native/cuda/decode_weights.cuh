@@ -18,7 +18,7 @@ __device__ inline void shared_store(uint32_t address, uint32_t v) {
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
 }
 // Without a branch.
-__device__ inline void shared_store_if(bool condition, uint32_t address, uint32_t v, uint32_t w) {
+__device__ inline void shared_store2_if(bool condition, uint32_t address, uint32_t v, uint32_t w) {
   asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %0, 0;\n@p st.shared.v2.u32 [%1], {%2, %3};\n}" ::"r"(
                    static_cast<uint32_t>(condition)),
                "r"(address), "r"(v), "r"(w)

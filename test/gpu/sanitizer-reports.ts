@@ -21,7 +21,8 @@ const NOT_FOLLOWED = [
   { file: 'decode_weights.cuh', function: 'copy_codes' },
   { file: 'decode_weights.cuh', function: 'copy_scales' },
   { file: 'decode_norm.cuh', function: 'copy_row' },
-  { file: 'decode_norm.cuh', function: 'stage_pieces' },
+  { file: 'decode_weights.cuh', function: 'shared_store_if' },
+  { file: 'decode_weights.cuh', function: 'shared_store2_if' },
   { file: 'decode_rows.cuh', function: 'leave', of: 'RowsInt8' },
 ] as const;
 
