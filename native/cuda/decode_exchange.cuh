@@ -1,8 +1,8 @@
-// How the blocks of a decode chain hand results on: 16 bytes at a time, of which the last four are a tag that no earlier
-// phase had. Who needs a piece reads it until the tag is right. That takes one trip to the second-level cache each way;
+// How the blocks of a decode chain hand results on: 16 bytes at a time, of which the last are a tag that no earlier phase
+// had. Who needs a piece reads it until the tag is right. That takes one trip to the second-level cache each way;
 // results, a fence, a count of blocks and reading the results take twice that. (As NCCL's low-latency protocol does.)
-// Sixteen neighbouring elements of a row are a group of whole sectors: four pieces of what the products of the next phase
-// take (decode_rows.cuh), each with a third word for something else, or of bf16 (two words each).
+// Sixteen neighbouring elements of a row are a group of whole sectors: two pieces of what the products of the next phase
+// take, with tags of half a word (decode_rows.cuh), or four of bf16, two words each, with tags of a word.
 // Of more rows products take whole rows, which are handed on without tags, after a fence.
 #pragma once
 #include "cuda/decode_weights.cuh"

@@ -118,7 +118,7 @@ constexpr int kSquares = Rows::kExactly ? kThreads / 2 : 1;
 template <typename Rows>
 class PieceStager {
  public:
-  // x: where rows are kept.
+  // x: where rows are kept; squares: [rows][kSquares], written where the product's x is normalised.
   __device__ PieceStager(const DecodePhase& phase, const Exchange& source, const Share& share, uint8_t* x,
                          float* squares)
       : tag_(Rows::high_half_tag(source.tag)),
@@ -134,7 +134,6 @@ class PieceStager {
     asm volatile("" : "+l"(from_), "+r"(digits_), "+r"(scales_), "+r"(left_), "+r"(tag_), "+r"(squares_));
   }
 
-  // squares: [rows][kSquares], where the product's x is normalised.
   __device__ void stage() const {
     constexpr int kFew = 1, kMany = 3;
 #pragma unroll

@@ -1,0 +1,88 @@
+// What a block of a decode chain finds out before its first phase, and the descriptions of phases it has brought on the way.
+#pragma once
+#include "cuda/decode_layout.cuh"
+
+namespace q4::gpu::decode {
+
+// The descriptions of a chain's phases, by the first threads that compute: asked for two batches ahead of their use, the
+// globals of their products, which they point to, one. (Reading them where they are would take as long as a phase's wait.)
+__device__ inline void copy_batch(const DecodeChain& chain, const Layout& layout, int batch) {
+  constexpr int kPiece = 16, kPieces = sizeof(DecodePhase) / kPiece;
+  static_assert(sizeof(DecodePhase) % kPiece == 0 && kBatch * kPieces <= kThreads);
+  const int first = batch * kBatch, i = threadIdx.x;
+  if (i < min(kBatch, chain.phases - first) * kPieces)
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(
+                     shared_address(&place<DecodePhase>(layout.table) + slot_of(first)) + i * kPiece),
+                 "l"(reinterpret_cast<const char*>(chain.phase + first) + i * kPiece)
+                 : "memory");
+}
+__device__ inline void copy_globals(const DecodeChain& chain, const Layout& layout, int batch) {
+  const int p = batch * kBatch + static_cast<int>(threadIdx.x) / 3, m = threadIdx.x % 3;
+  if (threadIdx.x >= kBatch * 3 || p >= chain.phases) return;
+  const DecodePhase& phase = (&place<DecodePhase>(layout.table))[slot_of(p)];
+  if (phase.kind == PhaseKind::product && m < phase.product.matrices)
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(
+                     shared_address(&place<float>(layout.globals) + slot_of(p) * 3 + m)),
+                 "l"(phase.product.matrix[m].global)
+                 : "memory");
+}
+__device__ inline void await_batches() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// What a block finds out before it waits for earlier kernels, by all threads.
+template <typename Rows>
+__device__ inline void set_up(const DecodeChain& chain, const Layout& layout) {
+  constexpr int kAll = kBlockThreads<(Rows::kExactly > 0)>;
+  if (threadIdx.x < kThreads) copy_batch(chain, layout, 0), copy_batch(chain, layout, 1);
+#pragma unroll 1
+  for (int i = threadIdx.x; i < chain.products; i += kAll)
+    (&place<DecodeWeights>(layout.weights))[i] = chain.weights[i];
+    // Maps in memory must be announced to a block's copies.
+#pragma unroll 1
+  for (int i = threadIdx.x; i < chain.mapped * 2; i += kAll)
+    asm volatile("fence.proxy.tensormap::generic.acquire.gpu [%0], 128;" ::"l"(i % 2 ? &chain.maps[i / 2].scales
+                                                                                     : &chain.maps[i / 2].codes)
+                 : "memory");
+  Rows::set_constants(&place<uint8_t>(layout.constants));
+  if (threadIdx.x == 0) {
+    Common& common = place<Common>(layout.common);
+    barrier_init(shared_address(&common.rows_barrier), 1);
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    common.rows_parity = 0, common.values_come = false;
+  }
+  Share* const shares = &place<Share>(layout.shares);
+  const int shape = threadIdx.x;
+  if (shape < chain.shapes)
+    share_out<typename Rows::Tiles>(shares[shape], chain.phase[chain.first_of_shape[shape]].product,
+                                    rows_of<Rows>(chain.rows));
+  await_batches();
+  __syncthreads();
+  if (threadIdx.x < kThreads) copy_globals(chain, layout, 0);
+#pragma unroll 1
+  for (int s = 0; s < chain.shapes; ++s) {
+    const DecodeProduct& product = chain.phase[chain.first_of_shape[s]].product;
+    list_done<typename Rows::Tiles>(shares[s], product, &place<Done>(layout.done));
+    if (static_cast<int>(threadIdx.x) / 32 == s % kWarps)
+      list_segments<typename Rows::Tiles>(shares[s], product, product.segments, &place<Segment>(layout.segments));
+  }
+  __syncthreads();
+}
+
+// What earlier kernels leave beside what phases take, by those that compute.
+__device__ inline void copy_inputs(const DecodeChain& chain, const Layout& layout) {
+  Sequences& sequences = place<Sequences>(layout.sequences);
+  if (chain.past) {
+    if (threadIdx.x < static_cast<unsigned>(chain.rows)) {
+      sequences.past[threadIdx.x] = chain.past[threadIdx.x];
+      sequences.from[threadIdx.x] = chain.attend_from ? chain.attend_from[threadIdx.x] : 0;
+    }
+#pragma unroll 1
+    for (int i = threadIdx.x; i < chain.rows * (D / 2); i += kThreads) {
+      float sine, cosine;
+      sincosf(static_cast<float>(chain.positions[i / (D / 2)]) * chain.frequencies.value[i % (D / 2)], &sine, &cosine);
+      sequences.turns[i / (D / 2)][i % (D / 2)] = make_float2(cosine, sine);
+    }
+  }
+  if (threadIdx.x == 0) place<Common>(layout.common).first_tag = chain.counters[2] + 1;
+}
+
+}  // namespace q4::gpu::decode
