@@ -45,7 +45,7 @@ CudaBackend::CudaBackend(int index) : index_(index) {
   name_ = properties.name;
   processors_ = properties.multiProcessorCount;
   capability_ = properties.major * 10 + properties.minor;
-  machine_ = decode_machine(processors_, static_cast<int>(properties.sharedMemPerBlockOptin), capability_);
+  machine_ = {processors_, static_cast<int>(properties.sharedMemPerBlockOptin), capability_};
   target_ = target_for(capability_);
   Q4_CHECK(cudaStreamCreateWithFlags(stream_.out(), cudaStreamNonBlocking));
   Q4_CHECK(cudaEventCreate(epoch_.out()));

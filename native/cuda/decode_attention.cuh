@@ -67,7 +67,7 @@ __device__ inline void rotate_head(const RawHead& x, const HeadWeight& weight, c
 
 // What attentions share, in shared memory.
 struct Sequences {
-  Task task;  // not where x is: others may still read that when it is written
+  Task task;  // the last one: that of the next layer is the same, as a rule
   int past[kDecodeRows], from[kDecodeRows];
   float2 turns[][D / 2];  // [rows] cosine and sine of each pair of elements
 };
@@ -78,6 +78,7 @@ template <int kParts>
 __device__ inline Task task_of(int item, int units, int blocks, const DecodeAttention& operands,
                                const Sequences& sequences) {
   Task t;
+  t.item = item, t.heads = operands.heads, t.kv_heads = operands.kv_heads, t.keys = operands.keys;
   t.piece = item / units, t.unit = item - t.piece * units;
   t.pair = t.unit / kParts, t.part = t.unit % kParts;
   t.b = t.pair / operands.kv_heads, t.kv_head = t.pair - t.b * operands.kv_heads;
@@ -91,6 +92,10 @@ __device__ inline Task task_of(int item, int units, int blocks, const DecodeAtte
   t.owner = t.past >= t.begin && t.past < t.end;
   t.news = t.owner || (t.past >= operands.keys && t.piece == 0);
   return t;
+}
+
+__device__ inline bool is_task(const Task& t, int item, const DecodeAttention& call) {
+  return t.item == item && t.heads == call.heads && t.kv_heads == call.kv_heads && t.keys == call.keys;
 }
 
 // Where a key of the task, or its value, is in the cache.
@@ -306,10 +311,8 @@ __device__ inline void hand_on(const Task& t, const Joined<kSlice, kShared>& j, 
 // By the staging warp, at the end of the product before, when x is no longer read: the values that the block takes first.
 template <typename Here>
 __device__ inline void stage_first_values(const DecodeAttention& operands, const Here& here) {
-  const int units = here.rows() * operands.kv_heads;
-  if (static_cast<int>(blockIdx.x) >= max(units, here.blocks())) return;
-  const Task t = task_of<1>(blockIdx.x, units, here.blocks(), operands, here.sequences());
-  if (t.piece >= t.pieces) return;
+  const Task& t = here.sequences().task;
+  if (!is_task(t, blockIdx.x, operands) || t.piece >= t.pieces) return;
   stage_cache(t, operands, here.maps(operands), here.staged(), here.barrier(), true, false);
   here.values_come(true);
 }
@@ -327,25 +330,33 @@ __device__ inline void attend(const DecodeAttention& operands, const Here& here,
     Fetched<kWideOf<kSlice>> fetched;
     if constexpr (!kFew) {
       // Keys and values are copied to where sums of the phase before may still be read.
-      asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+      fence_copies();
+      block_sync();
+    }
+    // Its divisions take all warps as long as a trip to the second-level cache.
+    if (!is_task(reread(here.sequences()).task, item, reread(operands))) {
+      block_sync();
+      if (threadIdx.x == 0)
+        here.sequences().task = task_of<kParts>(item, units(), here.blocks(), operands, here.sequences());
       block_sync();
     }
     int head = 0;  // found early only where there are registers for it
     {
-      const Task t = task_of<kParts>(item, units(), here.blocks(), operands, here.sequences());
-      if (t.piece >= t.pieces) continue;
+      const Task& t = reread(here.sequences()).task;
+      if (t.piece >= t.pieces) {
+        if (!kFew) here.await();
+        continue;
+      }
       if (kFew) fetch_keys(fetched, t, operands, t.begin + warp * kKeys);
       if (kAhead<kSlice>) fetch_values<kSlice>(fetched, t, operands, t.begin + warp * kKeys, 0);
       if (kAhead<kSlice>) head = head_of_warp(t, operands);
-      if (threadIdx.x == 0) here.sequences().task = t;  // seen after the meeting below; then it takes no registers
       if (stages) {
         stage_cache(t, operands, here.maps(operands), here.staged(), here.barrier(), !here.common().values_come, true);
         here.values_come(false);
       }
     }
     const HeadWeight weight(warp == kKeyWarp ? reread(operands).k_weight : reread(operands).q_weight);
-    if (threadIdx.x == 0) here.await_count();
-    block_sync();
+    here.await();
     if (!kAhead<kSlice>) head = head_of_warp(reread(here.sequences()).task, reread(operands));
     take_heads<kSlice>(reread(here.sequences()).task, operands, here.from(), head, here.sequences(), weight, m);
     if constexpr (!kFew) here.await_copies();
@@ -379,13 +390,13 @@ __device__ inline void attend(const DecodeAttention& operands, const Here& here,
         return here.attention_parts() + int64_t{t.unit} * most_pieces(units(), here.blocks()) * step;
       };  // [piece][query]
       const bool complete = t.pieces == 1 || leave_piece<kSlice>(t, left(), here.tickets() + t.unit, here.parts(), m);
+      if (complete) here.announce_by_one();
       if (complete && warp < t.group) {
         if (t.pieces == 1)
           hand_on<Rows>(t, Joined<kSlice, true>(here.parts() + warp * kFloats, t.warps(), step), operands, here.to());
         else
           hand_on<Rows>(t, Joined<kSlice, false>(left() + warp * kFloats, t.pieces, step), operands, here.to());
       }
-      if (complete) here.arrive();
       // Now hardly anything is read from memory: all places for weights are full.
       if (stages && item + here.blocks() >= max(units(), here.blocks())) here.prefetch_next();
     }

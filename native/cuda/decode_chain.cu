@@ -75,33 +75,19 @@ int kept_of(int rows, int width, int blocks) {
   return (rows <= kWholeRows ? divide_up(groups, blocks) * rows : divide_up(groups * rows, blocks)) * kElements;
 }
 
-// Blocks of a cluster.
-int cluster_of(int rows, const DecodeMachine& machine) { return rows > kWholeRows && machine.pairs ? 2 : 1; }
-// Blocks of a cluster, or several, that take one piece of a product's width.
-int blocks_of_piece(const DecodeProduct& product, int blocks, int cluster) {
-  return blocks / cluster / product.splits * cluster;
-}
-
 // Items of a product that a block has at most.
-int items_of(const DecodeProduct& product, int blocks, int cluster) {
+int items_of(const DecodeProduct& product, int blocks) {
   const int pair = product.paired ? 1 : 0;
-  return divide_up((product.items + pair) >> pair, std::max(1, blocks_of_piece(product, blocks, cluster))) << pair;
+  return divide_up((product.items + pair) >> pair, std::max(1, blocks / product.splits)) << pair;
 }
 
 // Segments of so many items, at most.
 int segments_of(int rows, int items) { return items + divide_up(items, items_of_round(rows)) * kTeams; }
 
-// Blocks that have any, or whose neighbour in the cluster has.
-int busy_blocks(const DecodeProduct& product, int blocks, int cluster) {
+// Blocks that have any.
+int busy_blocks(const DecodeProduct& product, int blocks) {
   const int pair = product.paired ? 1 : 0, groups = (product.items + pair) >> pair;
-  return std::min(blocks_of_piece(product, blocks, cluster), divide_up(groups, cluster) * cluster) * product.splits;
-}
-
-cudaLaunchAttribute in_clusters(int blocks) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
-  return attribute;
+  return std::min(blocks / product.splits, groups) * product.splits;
 }
 
 bool same_shares(const DecodeProduct& a, const DecodeProduct& b) {
@@ -112,24 +98,6 @@ bool same_shares(const DecodeProduct& a, const DecodeProduct& b) {
 }
 
 }  // namespace
-
-DecodeMachine decode_machine(int processors, int shared_bytes, int capability) {
-  DecodeMachine machine{processors, shared_bytes, capability, false};
-  if (capability < 90 || capability >= 120 || processors % 2 != 0) return machine;
-  auto* const kernel = chain_kernel<RowsBf16<2>, 2>;
-  allow_shared(kernel, static_cast<size_t>(shared_bytes));
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(processors));
-  config.blockDim = dim3(kBlockThreads<false>);
-  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
-  cudaLaunchAttribute attribute = in_clusters(2);
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  int clusters = 0;
-  Q4_CHECK(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config));
-  machine.pairs = clusters * 2 >= processors;
-  return machine;
-}
 
 DecodeMaps decode_maps(const Tensor& weight, const Tensor& second) {
   const auto apart = [&](const void* a, const void* b) {
@@ -167,11 +135,10 @@ bool decode_fits(int rows, int width, int outputs, bool whole, const DecodeMachi
   const int splits = whole ? 1 : decode_splits(rows, width);
   // What the blocks that share an attention's keys leave has room.
   if (machine.processors * kDecodeQueries * kPartLanes * 2 > kCopyPieces - kPartPieces) return false;
-  // What item_of_strip's reciprocal is exact for, and segments have bits for; every piece of the width a cluster.
-  if (divide_up(width, splits) > kMostTiles * 256 || splits > machine.processors / 2) return false;
+  // What item_of_strip's reciprocal is exact for, and segments have bits for.
+  if (divide_up(width, splits) > kMostTiles * 256 || splits > machine.processors) return false;
   // Pairs, which are dealt out two by two, and three matrices may have some groups more than outputs alone say.
-  const int blocks = machine.processors / cluster_of(rows, machine) / splits * cluster_of(rows, machine);
-  if (divide_up(outputs / kGroup + 3, blocks) + 1 > kProductItems) return false;
+  if (divide_up(outputs / kGroup + 3, machine.processors / splits) + 1 > kProductItems) return false;
   // With all that a chain may need beside it.
   const auto needs = [&](auto type) {
     return Needs{kChainPhases,
@@ -209,7 +176,7 @@ namespace {
 // What the phases need at most; says of every product what shape it has.
 Needs deal_out(DecodePlan& plan, const DecodeMachine& machine) {
   DecodeChain& chain = plan.chain;
-  const int blocks = machine.processors, cluster = cluster_of(chain.rows, machine);
+  const int blocks = machine.processors;
   Needs needs{};
   needs.tiles = 1;
   chain.shapes = chain.products = 0;
@@ -222,7 +189,7 @@ Needs deal_out(DecodePlan& plan, const DecodeMachine& machine) {
       needs.kept = std::max(needs.kept, kept_of(chain.rows, phase.norm.width, blocks));
     phase.arrivals = phase.kind == PhaseKind::attention
                          ? chain.rows * phase.attention.kv_heads * value_parts(chain.rows <= kWholeRows)
-                     : phase.kind == PhaseKind::product ? busy_blocks(phase.product, blocks, cluster)
+                     : phase.kind == PhaseKind::product ? busy_blocks(phase.product, blocks)
                                                         : blocks;
     if (phase.kind != PhaseKind::product) continue;
     ++chain.products;
@@ -235,7 +202,7 @@ Needs deal_out(DecodePlan& plan, const DecodeMachine& machine) {
     if (product.shape < chain.shapes || chain.shapes == kChainShapes) continue;
     chain.first_of_shape[chain.shapes++] = static_cast<int>(p);
     product.done = needs.items, product.segments = needs.segments;
-    const int items = items_of(product, blocks, cluster);
+    const int items = items_of(product, blocks);
     needs.items += items, needs.segments += segments_of(chain.rows, items);
   }
   needs.products = chain.products, needs.shapes = chain.shapes;
@@ -273,7 +240,6 @@ std::vector<char> decode_script(DecodePlan& plan, const char* place, const Decod
 void decode_chain(DecodePlan& plan, const DecodeMachine& machine, cudaStream_t stream) {
   const DecodeChain& chain = plan.chain;
   const Needs most = deal_out(plan, machine);
-  const int blocks = machine.processors, cluster = cluster_of(chain.rows, machine);
   const auto needs = [&](auto type) {
     Needs n = most;
     for (const DecodePhase& phase : plan.phases)
@@ -284,19 +250,17 @@ void decode_chain(DecodePlan& plan, const DecodeMachine& machine, cudaStream_t s
   const bool run = with_kernel(chain.rows, needs, machine, [&](auto* kernel, const Layout& layout) {
     allow_shared(kernel, static_cast<size_t>(layout.total));
     cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.gridDim = dim3(static_cast<unsigned>(machine.processors));
     config.blockDim = dim3(chain.rows <= kWholeRows ? kBlockThreads<true> : kBlockThreads<false>);
     config.dynamicSmemBytes = static_cast<size_t>(layout.total);
     config.stream = stream;
-    cudaLaunchAttribute attributes[3]{};
+    cudaLaunchAttribute attributes[2]{};
     attributes[0].id = cudaLaunchAttributeCooperative;
     attributes[0].val.cooperative = 1;
     attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[1].val.programmaticStreamSerializationAllowed = chain.overlaps;
-    // A cluster of one block would take longer than none.
-    attributes[2] = in_clusters(cluster);
     config.attrs = attributes;
-    config.numAttrs = cluster > 1 ? 3 : 2;
+    config.numAttrs = 2;
     Q4_CHECK(cudaLaunchKernelEx(&config, kernel, chain, layout));
   });
   if (!run) throw Error("Q4900", "a decode chain does not fit into shared memory");

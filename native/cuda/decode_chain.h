@@ -86,10 +86,10 @@ constexpr int kChainPhases = 512, kChainShapes = 8, kProductItems = 256, kChainI
 // left something. Zero between kernels, but for the tag.
 constexpr int kChainCounters = 3 + kChainPhases;
 
-// What phases hand on (decode_exchange.cuh). A slot is written again four phases later, when, through what blocks waited
-// for in between, all have read it. Its first part holds pieces with tags and nothing else; of few rows there are several
+// What phases hand on (decode_exchange.cuh). A slot is written again eight phases later, of few rows four, when, through
+// what blocks waited for in between, all have read it. Its first part holds pieces with tags and nothing else; of few rows there are several
 // copies, so that not all blocks ask the same part of the second-level cache. The others hold rows, and a number a group.
-constexpr int kExchangeSlots = 4, kExchangeCopies = 2;
+constexpr int kExchangeSlots = 8, kExchangeCopies = 2;
 // Of few rows, tags of x have no more than so many values; what is left of a phase so long ago must be cleared before.
 constexpr int kShortTags = 1 << 15;
 constexpr int64_t kTaggedBytes = int64_t{7} << 20, kRowsBytes = int64_t{4} << 20, kNumbersBytes = int64_t{1} << 20;
@@ -140,9 +140,7 @@ constexpr int64_t kScriptBytes = kChainPhases * (sizeof(DecodePhase) + 3 * sizeo
 // What one device allows; asked for once.
 struct DecodeMachine {
   int processors, shared_bytes, capability;
-  bool pairs;  // whether all multiprocessors can run blocks of a chain that are two a cluster
 };
-DecodeMachine decode_machine(int processors, int shared_bytes, int capability);
 
 // Of a matrix, or of a pair, the second at higher addresses.
 DecodeMaps decode_maps(const Tensor& weight, const Tensor& second);

@@ -3,7 +3,7 @@
 // results, a fence, a count of blocks and reading the results take twice that. (As NCCL's low-latency protocol does.)
 // Sixteen neighbouring elements of a row are a group of whole sectors: two pieces of what the products of the next phase
 // take, with tags of half a word (decode_rows.cuh), or four of bf16, two words each, with tags of a word.
-// Of more rows products take whole rows, which are handed on without tags, after a fence.
+// Of more rows products take whole rows without tags, whose places are cleared some phases before.
 #pragma once
 #include "cuda/decode_weights.cuh"
 
@@ -20,9 +20,13 @@ struct Exchange {
 };
 constexpr int64_t kCopyPieces = kTaggedBytes / kExchangeCopies / 16;
 
-// Of phase p, the results: pieces of [splits][rows][groups].
+// Of phase p, the results: pieces of [splits][rows][groups]. Few rows (kFew) take turns in half of the slots, which stay in
+// the second-level cache: 6 µs a step.
+template <bool kFew>
 __device__ inline Exchange exchange_of(const DecodeChain& chain, uint32_t first_tag, int p) {
-  return {reinterpret_cast<uint4*>(chain.exchange + p % kExchangeSlots * kExchangeSlotBytes), first_tag + p};
+  constexpr uint32_t kSlots = kFew ? kExchangeSlots / 2 : kExchangeSlots;
+  return {reinterpret_cast<uint4*>(chain.exchange + static_cast<uint32_t>(p) % kSlots * kExchangeSlotBytes),
+          first_tag + p};
 }
 // The copy that this block reads.
 template <bool kCopies>
@@ -81,7 +85,50 @@ __device__ inline void post_halves(const Exchange& to, int group, const float (&
   if (inside)
     post<kCopies>(to, group * kGroupPieces + threadIdx.x % 4, pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), 0);
 }
+
+// Rows: eight bytes at a time, which no results are: kUnwritten is two NaNs of bf16, or one of f32, that arithmetic never
+// makes.
+constexpr uint32_t kUnwritten = 0xffffffffu;
+constexpr int kClearedAhead = kExchangeSlots / 2;
 __device__ inline char* rows_in(const Exchange& e) { return reinterpret_cast<char*>(e.slot) + kTaggedBytes; }
+__device__ inline float* numbers_in(const Exchange& e) { return reinterpret_cast<float*>(rows_in(e) + kRowsBytes); }
+__device__ inline void put_half(void* to, uint32_t low, uint32_t high) {
+  asm volatile("{\n.reg .b64 both;\nmov.b64 both, {%1, %2};\nst.relaxed.gpu.global.b64 [%0], both;\n}" ::"l"(to),
+               "r"(low), "r"(high)
+               : "memory");
+}
+__device__ inline void put_number(float* to, float number) {
+  asm volatile("st.relaxed.gpu.global.f32 [%0], %1;" ::"l"(to), "f"(number) : "memory");
+}
+__device__ inline float peek_number(const float* from) {
+  float v;
+  asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(v) : "l"(from) : "memory");
+  return v;
+}
+__device__ inline bool is_written(const uint4& halves) { return halves.x != kUnwritten && halves.z != kUnwritten; }
+__device__ inline bool is_written(float number) { return __float_as_uint(number) != kUnwritten; }
+
+// By all warps of all blocks, kClearedAhead phases, or one more, before a phase hands on rows of so many elements: nobody
+// reads what was there, of as many phases ago, any more, as every block waits in every phase for all that have come to its
+// end. Each warp clears whole lines, and sees to it that they are clear before its block says that it has come further.
+__device__ inline void clear_rows(const Exchange& e, int rows, int width) {
+  constexpr int kLine = 512;
+  const int lane = threadIdx.x % 32, row_lines = rows * width * 2 / kLine,
+            lines = row_lines + (rows * width / 4 + kLine - 1) / kLine;
+  // Not by the first warp, which looks at the count, nor by the last one, which brings keys and values.
+  int first = (kWarps + kWarps - 2 - static_cast<int>(threadIdx.x) / 32) % kWarps * gridDim.x + blockIdx.x;
+  asm volatile("" : "+r"(first));  // or it would be kept in a register from phase to phase
+#pragma unroll 1
+  for (int line = first; line < lines; line += kWarps * gridDim.x) {
+    char* const to = line < row_lines ? rows_in(e) + line * kLine
+                                      : reinterpret_cast<char*>(numbers_in(e)) + (line - row_lines) * kLine;
+    uint4* const place = reinterpret_cast<uint4*>(to + lane * 16);
+    put_piece(place, kUnwritten, kUnwritten, kUnwritten, kUnwritten);
+    // Once this is answered it is clear. A fence takes half as long again, and throws the first-level cache away.
+    const uint4 cleared = peek(place);
+    asm volatile("" ::"r"(cleared.w));
+  }
+}
 
 // Sums over a piece of a width: a piece has four, without the lowest 8 of their 32 bits, rounded. (They are rounded to bf16
 // when they are complete.)
@@ -147,25 +194,11 @@ __device__ inline void grid_sync(uint32_t* counter) {
 __device__ inline void announce(uint32_t* counter) {
   asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
 }
-// kOrdered: where rows come without tags, the number is more than a hint.
-template <bool kOrdered>
-__device__ inline void arrive(uint32_t* counter) {
-  block_sync();
-  if (threadIdx.x != 0) return;
-  if (kOrdered)
-    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
-  else
-    announce(counter);
-}
 // By one thread.
-template <bool kOrdered>
 __device__ inline void await(const uint32_t* counter, int arrivals) {
   uint32_t arrived;
   do {
-    if (kOrdered)
-      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(arrived) : "l"(counter) : "memory");
-    else
-      asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(arrived) : "l"(counter) : "memory");
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(arrived) : "l"(counter) : "memory");
   } while (arrived < static_cast<uint32_t>(arrivals));
 }
 

@@ -91,9 +91,10 @@ __device__ inline Table table_of(const DecodeChain& chain, const Layout& layout)
   return {&place<DecodePhase>(layout.table), &place<Share>(layout.shares), &place<Segment>(layout.segments),
           &place<DecodeWeights>(layout.weights), chain.products};
 }
+template <bool kFew>
 __device__ inline Finish finish_of(const DecodeChain& chain, const Layout& layout, int p) {
   return {&place<float>(layout.globals) + slot_of(p) * 3, &place<bf16>(layout.kept),
-          exchange_of(chain, place<Common>(layout.common).first_tag, p),
+          exchange_of<kFew>(chain, place<Common>(layout.common).first_tag, p),
           p + 1 == chain.phases ? nullptr : &place<DecodePhase>(layout.table) + slot_of(p + 1)};
 }
 template <typename Rows>

@@ -2,7 +2,7 @@
 // computes x hands on x · weight and the squares of x; the scale that makes up the rest, 1 / rms(x), is a factor of the
 // product's results, needed only when those are complete.
 #pragma once
-#include "cuda/decode_rows.cuh"
+#include "cuda/decode_staging.cuh"
 
 namespace q4::gpu::decode {
 
@@ -23,30 +23,38 @@ __device__ inline void unpack4(float (&v)[kQuad], uint2 words) {
 __device__ inline uint2& quad(bf16* p) { return *reinterpret_cast<uint2*>(p); }
 __device__ inline uint2 quad(const bf16* p) { return *reinterpret_cast<const uint2*>(p); }
 
-// Which groups of a row a block keeps: every gridDim.x-th, of all rows where rows are few; else every gridDim.x-th of all.
+// Which groups a block keeps: every gridDim.x-th of a row, of all rows where rows are few; else every gridDim.x-th of all.
+template <typename Rows>
 struct Kept {
-  int rows, groups, units, rows_of_unit;
-  __device__ Kept(int rows_, int width)
-      : rows(rows_),
-        groups(width / kElements),
-        units(rows_ <= kWholeRows ? groups : groups * rows_),
-        rows_of_unit(rows_ <= kWholeRows ? rows_ : 1) {}
-  __device__ int count() const {
-    const int block = blockIdx.x;
-    return block < units ? (units - block + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x) : 0;
+  static constexpr int kRowsOfUnit = Rows::kExactly > 0 ? Rows::kExactly : 1;
+  int groups, units, block;
+  __device__ Kept(int rows, int width)
+      : groups(width / kElements), units(Rows::kExactly > 0 ? groups : groups * rows), block(blockIdx.x) {
+    asm volatile("" : "+r"(block));  // or what follows from it would be kept in registers from phase to phase
   }
-  __device__ int unit(int k) const { return blockIdx.x + k * static_cast<int>(gridDim.x); }
-  __device__ int row(int unit, int n) const { return rows <= kWholeRows ? n : unit / groups; }
-  __device__ int group(int unit) const { return rows <= kWholeRows ? unit : unit % groups; }
+  // The row and group of a block's n-th; false where there are fewer.
+  __device__ bool find(int n, int& row, int& group) const {
+    const int unit = block + n / kRowsOfUnit * static_cast<int>(gridDim.x);
+    // Exact for rows of fewer than 2^17 groups, and shorter than a division.
+    row = Rows::kExactly ? n % kRowsOfUnit
+                         : static_cast<int>(__fdividef(static_cast<float>(unit) + 0.5f, static_cast<float>(groups)));
+    group = Rows::kExactly ? unit : unit - row * groups;
+    return unit < units;
+  }
+  // Whether a warp's lanes, each with a quad, have any.
+  __device__ bool any(int first_quad) const {
+    return block + first_quad / 4 / kRowsOfUnit * static_cast<int>(gridDim.x) < units;
+  }
 };
 
 // A phase of its own: x + branch from memory (first), or with branch from the phase before. splits: as of that, 0 when it
-// left bf16. await: that it has left something; settle: that all blocks have read what the first phase reads.
-template <typename Rows, typename Await, typename Settle>
+// left bf16. await: that it has left something; settle: that all blocks have read what the first phase reads; announce: by
+// one thread, that sums come.
+template <typename Rows, typename Await, typename Settle, typename Announce>
 __device__ inline void sum_rows(const DecodeNorm& norm, bool first, const Exchange& source, int splits, int rows,
-                                bf16* kept, const Exchange& to, Await&& await, Settle&& settle) {
-  const Kept mine(rows, norm.width);
-  const int all = mine.count() * mine.rows_of_unit * (kElements / kQuad), padded = (all + 31) / 32 * 32;
+                                bf16* kept, const Exchange& to, Await&& await, Settle&& settle, Announce&& announce) {
+  const Kept<Rows> mine(rows, norm.width);
+  const auto more = [&](int i) { return mine.any(i / 32 * 32); };
   struct Element {
     int row, group, column;
     int64_t at;
@@ -55,10 +63,9 @@ __device__ inline void sum_rows(const DecodeNorm& norm, bool first, const Exchan
   };
   const auto element = [&](int i) {
     Element e;
-    const int g = i / 4, k = g / mine.rows_of_unit, n = g - k * mine.rows_of_unit;
-    e.inside = i < all;
-    const int unit = e.inside ? mine.unit(k) : 0;
-    e.row = mine.row(unit, n), e.group = mine.group(unit), e.column = e.group * kElements + i % 4 * kQuad;
+    e.inside = mine.find(i / 4, e.row, e.group);
+    if (!e.inside) e.row = e.group = 0;
+    e.column = e.group * kElements + i % 4 * kQuad;
     e.at = int64_t{e.row} * norm.width + e.column;
     e.weight = make_float4(1, 1, 1, 1);
     if (e.inside && norm.weight) e.weight = *reinterpret_cast<const float4*>(norm.weight + e.column);
@@ -67,8 +74,9 @@ __device__ inline void sum_rows(const DecodeNorm& norm, bool first, const Exchan
   if (first) {
     // All read before any writes: results may take the places of x and branch.
 #pragma unroll 1
-    for (int i = threadIdx.x; i < all; i += kThreads) {
+    for (int i = threadIdx.x; more(i); i += kThreads) {
       const Element e = element(i);
+      if (!e.inside) continue;
       float x[kQuad], branch[kQuad] = {};
       unpack4(x, quad(norm.x + e.at));
       if (norm.branch) unpack4(branch, quad(norm.branch + e.at));
@@ -82,7 +90,7 @@ __device__ inline void sum_rows(const DecodeNorm& norm, bool first, const Exchan
   Element e = element(threadIdx.x);
   if (!first) await();
 #pragma unroll 1
-  for (int i = threadIdx.x; i < padded; i += kThreads) {
+  for (int i = threadIdx.x; more(i); i += kThreads) {
     if (i >= kThreads) e = element(i);
     float x[kQuad] = {}, branch[kQuad];
     if (e.inside) unpack4(x, quad(kept + i * kQuad));
@@ -101,133 +109,13 @@ __device__ inline void sum_rows(const DecodeNorm& norm, bool first, const Exchan
       unpack4(x, sum);
       if (e.inside) quad(kept + i * kQuad) = sum;
     }
+    if (i == 0) announce();
     const float squares = squares_of_group(x),
                 y[kQuad] = {x[0] * e.weight.x, x[1] * e.weight.y, x[2] * e.weight.z, x[3] * e.weight.w};
     Rows::post(to, e.row * mine.groups + e.group, y, squares, e.inside);
     if (e.inside && norm.sum) quad(norm.sum + e.at) = pack4(x);
   }
-}
-
-// Partial sums of squares a row, which whoever needs the norm's scale adds up.
-template <typename Rows>
-constexpr int kSquares = Rows::kExactly ? kThreads / 2 : 1;
-
-// The rows of a product's x from the phase before, piece by piece, where rows are few: every thread takes each kThreads-th
-// piece of a row. Which those are, and where they go, is found before the phase before is done with, as a hundred
-// instructions by all warps take as long as a piece.
-template <typename Rows>
-class PieceStager {
- public:
-  // x: where rows are kept; squares: [rows][kSquares], written where the product's x is normalised.
-  __device__ PieceStager(const DecodePhase& phase, const Exchange& source, const Share& share, uint8_t* x,
-                         float* squares)
-      : tag_(Rows::high_half_tag(source.tag)),
-        left_(share.tiles * kRowOfTile - static_cast<int>(threadIdx.x)),
-        tiles_(share.tiles) {
-    const uint32_t piece = threadIdx.x;
-    from_ = source.slot + piece;
-    digits_ = Rows::digits_of(shared_address(x), piece), scales_ = Rows::scales_of(shared_address(x), tiles_, piece);
-    // The second piece of each group has its sum of squares. (Where nobody wants them, those of an earlier phase may still be
-    // read.)
-    static_assert(Rows::kPieces == 2 && kThreads / 2 == kSquares<Rows>);
-    squares_ = phase.norm.weight && piece % 2 == 1 ? shared_address(squares + piece / 2) : 0;
-    asm volatile("" : "+l"(from_), "+r"(digits_), "+r"(scales_), "+r"(left_), "+r"(tag_), "+r"(squares_));
-  }
-
-  __device__ void stage() const {
-    constexpr int kFew = 1, kMany = 3;
-#pragma unroll
-    for (int row = 0; row < Rows::kExactly; ++row) {
-      const int to = row * Rows::row_bytes(tiles_);
-      const uint4* from = from_ + row * tiles_ * kRowOfTile;
-      uint32_t digits = digits_ + to, scales = scales_ + to;
-      float square = 0;
-      for (int left = left_; left > -static_cast<int>(threadIdx.x);) {
-        if (left + static_cast<int>(threadIdx.x) <= kFew * kThreads)
-          take<kFew>(from, left, digits, scales, square);
-        else
-          take<kMany>(from, left, digits, scales, square);
-        left -= kMany * kThreads, from += kMany * kThreads;
-        digits += kMany * Rows::kTilesApart * Rows::kTileBytes, scales += kMany * (kThreads / Rows::kPieces) * 4;
-      }
-      shared_store_if(squares_ != 0, squares_ + row * kSquares<Rows> * 4, __float_as_uint(square));
-    }
-  }
-
- private:
-  static constexpr int kRowOfTile = Rows::kTile / Rows::kOfPiece;
-
-  // Of a row, the first kCount pieces, of which `left` are there.
-  template <int kCount>
-  __device__ void take(const uint4* from, int left, uint32_t digits, uint32_t scales, float& square) const {
-    uint4 v[kCount];
-    for (;;) {
-      bool arrived = true;
-#pragma unroll
-      for (int j = 0; j < kCount; ++j) {
-        v[j] = make_uint4(0, 0, 0, tag_);  // and a number of 0
-        if (j * kThreads < left) v[j] = peek(from + j * kThreads);
-      }
-#pragma unroll
-      for (int j = 0; j < kCount; ++j) arrived &= Rows::has_tag(v[j], tag_);
-      if (arrived) break;
-      __nanosleep(kPollPause);
-    }
-    const bool first = threadIdx.x % Rows::kPieces == 0;
-#pragma unroll
-    for (int j = 0; j < kCount; ++j) {
-      const bool inside = j * kThreads < left;
-      const uint32_t to = digits + j * Rows::kTilesApart * Rows::kTileBytes;
-      shared_store2_if(inside, to, v[j].x, v[j].y);
-      shared_store2_if(inside, to + 16, v[j].z & 0x0f0f0f0fu, v[j].z >> 4 & 0x0f0f0f0fu);
-      shared_store_if(inside && first, scales + j * (kThreads / Rows::kPieces) * 4,
-                      __float_as_uint(Rows::scale_in(v[j])));
-      square += Rows::number_in(v[j]);
-    }
-  }
-
-  const uint4* from_;
-  uint32_t digits_, scales_, squares_, tag_;  // places in shared memory; squares: 0 where nobody wants them
-  int left_, tiles_;
-};
-// The same by the copy engine, whole rows at a time.
-__device__ inline void copy_row(uint32_t to, const char* from, int bytes, uint32_t barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-               "l"(from), "r"(bytes), "r"(barrier)
-               : "memory");
-}
-// To both blocks of a cluster, at the same place of their memory, completing the barriers of both.
-__device__ inline void copy_row_to_both(uint32_t to, const char* from, int bytes, uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], "
-      "%4;" ::"r"(to),
-      "l"(from), "r"(bytes), "r"(barrier), "h"(static_cast<uint16_t>(3))
-      : "memory");
-}
-template <typename Rows>
-__device__ inline void stage_rows(const DecodePhase& phase, const Exchange& source, int rows, const Share& share,
-                                  uint8_t* x, float* squares, uint32_t barrier) {
-  const int groups = phase.product.width / kElements, bytes = share.tiles * Rows::kTileBytes, lane = threadIdx.x % 32;
-  if (threadIdx.x < 32) {
-    asm volatile("fence.proxy.async;" ::: "memory");  // others wrote what is read by the copy engine
-    if (lane == 0) barrier_expect(barrier, rows * bytes);
-    const uint32_t to = shared_address(x + lane * Rows::row_bytes(share.tiles));
-    const char* const from = rows_in(source) + (int64_t{lane} * groups / 16 + share.first_tile) * Rows::kTileBytes;
-    if (cluster_blocks() == 1) {
-      if (lane < rows) copy_row(to, from, bytes, barrier);
-    } else if (lane < rows && lane % 2 == blockIdx.x % 2) {
-      copy_row_to_both(to, from, bytes, barrier);
-    }
-  }
-  if (phase.norm.weight)
-#pragma unroll 1
-    for (int row = threadIdx.x / 32; row < rows; row += kWarps) {
-      float square = 0;
-#pragma unroll 4
-      for (int g = lane; g < groups; g += 32) square += __ldcg(Rows::numbers(source) + row * groups + g);
-      square = warp_sum(square);
-      if (lane == 0) squares[row] = square;
-    }
+  if (threadIdx.x == 0 && !more(0)) announce();
 }
 
 // 1 / rms of a row from what staging left, by whole warps; lanes may ask for different rows.

@@ -53,13 +53,14 @@ __device__ __forceinline__ void finish_products(const DecodeChain& chain, const 
     const Share& share = table.share[phase.product.shape];
     if (share.count == 0) continue;
     const Done* const done = &place<Done>(layout.done) + share.done;
-    const Finish f = finish_of(chain, layout, p);
+    const Finish f = finish_of<true>(chain, layout, p);
     const auto staged = [&] {
       meet<kStagedBarrier>();
       const float* const squares = &place<float>(layout.squares);
       // What it reads may be written over once others have what this block makes of it.
       if (phase.norm.weight)
-        leave_norm<Rows>(phase.norm, copy_of<true>(exchange_of(chain, place<Common>(layout.common).first_tag, p - 1)),
+        leave_norm<Rows>(phase.norm,
+                         copy_of<true>(exchange_of<true>(chain, place<Common>(layout.common).first_tag, p - 1)),
                          squares, rows, (phase.product.items + share.pair) >> share.pair, lane, kFinishThreads);
       return scale_of_product<Rows>(phase, squares, row_of_outputs<true>(share, lane, rows));
     };
@@ -114,7 +115,7 @@ struct Here {
   __device__ uint32_t* tickets() const { return chain.tickets; }
   __device__ Exchange exchange(int which) const {
     asm volatile("" : "+r"(which));  // not before it is wanted
-    return exchange_of(chain, place<Common>(layout.common).first_tag, which);
+    return exchange_of<kWhole>(chain, place<Common>(layout.common).first_tag, which);
   }
   __device__ Exchange from() const { return copy_of<kWhole>(exchange(p - 1)); }
   __device__ Exchange to() const { return exchange(p); }
@@ -144,38 +145,41 @@ struct Here {
   __device__ void copies_came() const {
     if (threadIdx.x == 0) common().rows_parity ^= 1;
   }
-  // Whether what a phase takes comes in rows, without tags.
-  __device__ bool takes_rows(int which) const { return !kWhole && phase(which).kind == PhaseKind::product; }
-  // By one thread, before all who wait meet.
-  __device__ void await_count() const {
-    const uint32_t* const counter = chain.counters + 3 + p - 1;
-    if (takes_rows(p))
-      gpu::decode::await<true>(counter, phase(p - 1).arrivals);
-    else
-      gpu::decode::await<false>(counter, phase(p - 1).arrivals);
+  // Whether there is such a phase, and what it takes comes in rows.
+  __device__ bool takes_rows(int which) const {
+    return !kWhole && which < chain.phases && phase(which).kind == PhaseKind::product;
   }
+  __device__ bool adds_up(int which) const {
+    return which < chain.phases && phase(which).kind != PhaseKind::product && phase(which).kind != PhaseKind::attention;
+  }
+  // By one thread, before all who wait meet.
+  __device__ void await_count() const { gpu::decode::await(chain.counters + 3 + p - 1, phase(p - 1).arrivals); }
   __device__ void await() const {
     if (threadIdx.x == 0) await_count();
     block_sync();
   }
+  // Where a block takes little, it looks at tags at once; but every block must know that all have come so far, or it would
+  // clear what some still read. Before its warps meet again.
+  __device__ void await_by_last_warp() const {
+    if (threadIdx.x == kThreads - 32) await_count();
+  }
   // A count that nobody waits for, of the last phase, might come too late to be set back.
   __device__ bool awaited() const { return p + 1 < chain.phases; }
-  // By one thread, of results that come with tags, before they are there: whoever waits then asks for them in time.
+  // By one thread, before results are there: whoever waits then asks for them in time.
   __device__ void announce() const {
     if (awaited()) gpu::decode::announce(chain.counters + 3 + p);
   }
-  // Whether a product's results are announced so.
-  __device__ bool announces() const { return awaited() && phase(p).kind == PhaseKind::product && !takes_rows(p + 1); }
-  __device__ void announce_product() const {
-    if (threadIdx.x == kThreads - 1 && announces()) announce();
+  __device__ void announce_by_one() const {
+    if (threadIdx.x == 0) announce();
   }
-  // Once they are there.
-  __device__ void arrive() const {
-    if (!awaited() || announces()) return;
-    if (takes_rows(p + 1))
-      gpu::decode::arrive<true>(chain.counters + 3 + p);
-    else
-      gpu::decode::arrive<false>(chain.counters + 3 + p);
+  // Clears the places of rows that later phases hand on: in the first phase, which adds up, before all blocks meet; in
+  // others before this block says that it has come to their end. Sums, which wait for nobody, leave theirs to the phase
+  // before.
+  __device__ void clear_ahead() const {
+    const int end = p + kClearedAhead + (p > 0 && adds_up(p + 1));
+#pragma unroll 1
+    for (int which = p > 0 ? p + kClearedAhead : 0; which <= end; ++which)
+      if (takes_rows(which + 1)) clear_rows(exchange(which), chain.rows, phase(which + 1).product.width);
   }
 };
 
@@ -199,11 +203,12 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
     const DecodePhase& phase = table.phase(p);
     if (kWhole && p + 1 < chain.phases && table.phase(p + 1).kind == PhaseKind::attention)
       prefetch(table.phase(p + 1).attention, rows, here.sequences());
+    if (!kWhole && (p == 0 || !here.adds_up(p))) here.clear_ahead();
     if (phase.kind == PhaseKind::attention) {
       attend<Rows>(phase.attention, here, place<AttentionMemory>(layout.attention));
     } else if (phase.kind == PhaseKind::product) {
       const Share& share = table.share[phase.product.shape];
-      if (kWhole ? share.count > 0 : share.stages) {
+      if (share.count > 0) {
         uint8_t* const x = &place<uint8_t>(layout.x);
         float* const squares = &place<float>(layout.squares);
         Multiplier<Rows, kDepth> multiplier(table, share, x, &place<uint8_t>(layout.constants), rows);
@@ -220,24 +225,21 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
           }
           multiplier.weights.keep();
         } else {
+          const RowStager<Rows> stager(phase, here.from(), share, x, squares, rows);
           here.await();
-          stage_rows<Rows>(phase, here.from(), rows, share, x, squares, here.barrier());
-          here.await_copies();
+          stager.stage();
           block_sync();
-          here.copies_came();
           // What it reads may be written over once others have what this block makes of it.
           if (phase.norm.weight)
             leave_norm<Rows>(phase.norm, here.from(), squares, rows, (phase.product.items + share.pair) >> share.pair,
                              threadIdx.x, kThreads);
           const Done* const done = &place<Done>(layout.done) + share.done;
-          // One that only has helped to stage.
-          if (share.count == 0) here.announce_product();
           for (int round = 0; round < rounds; ++round) {
             const int quads = quads_of(share, share.template items<typename Rows::Tiles>(round), rows);
             float* const sums = sums_of<Rows>(layout, rows, round % layout.sums_buffers);
             multiplier.round(share, sums, rows);
             // What the first outputs of a thread are it finds while others still multiply.
-            const Finish f = finish_of(chain, layout, p);
+            const Finish f = finish_of<false>(chain, layout, p);
             const auto outputs = [&](int i) {
               return outputs_of<Rows>(phase, share, share.template items<typename Rows::Tiles>(round), done, rows,
                                       round, i, f);
@@ -248,13 +250,11 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
             const auto more = [&] { return i / 32 * 32 < quads; };
             if (more())
               o = outputs(i), scale = scale_of_product<Rows>(phase, squares, row_of_outputs<false>(share, i, rows));
+            const bool attends = round + 1 == rounds && f.next && f.next->kind == PhaseKind::attention;
+            if (attends) fence_copies();
             block_sync();
-            if (round + 1 == rounds) {
-              here.announce_product();
-              if (threadIdx.x / 32 == kStagingWarp && p + 1 < chain.phases &&
-                  table.phase(p + 1).kind == PhaseKind::attention)
-                stage_first_values(table.phase(p + 1).attention, here);
-            }
+            if (round + 1 == rounds && threadIdx.x == kThreads - 1) here.announce();
+            if (attends && threadIdx.x / 32 == kStagingWarp) stage_first_values(f.next->attention, here);
 #pragma unroll 1
             while (more()) {
               finish<Rows>(phase, sums, rows, o, scale, f);
@@ -265,8 +265,9 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
             if (layout.sums_buffers == 1) block_sync();
           }
           multiplier.weights.keep();
-          here.arrive();
         }
+      } else if (!kWhole) {
+        here.await();
       }
     } else {
       const DecodePhase& before = table.phase(max(p, 1) - 1);
@@ -274,15 +275,20 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
       // The first phase reads what others may write over.
       const auto settle = [&] { grid_sync(chain.counters); };
       if (!kWhole && p == 0 && threadIdx.x / 32 == kStagingWarp) here.prefetch_next();
-      const auto await = [&] { here.await(); };
+      const auto await = [&] {
+        if constexpr (kWhole)
+          here.await();
+        else
+          here.await_by_last_warp();
+      };
       if (kWhole || phase.kind == PhaseKind::sum)
         sum_rows<Rows>(phase.norm, kWhole || p == 0, here.from(), splits, rows, &place<bf16>(layout.kept), here.to(),
-                       await, settle);
+                       await, settle, [&] { here.announce(); });
       else
-        await(), join_rows(phase.norm, here.from(), splits, rows);
-      here.arrive();
+        here.await(), here.announce_by_one(), join_rows(phase.norm, here.from(), splits, rows);
     }
   }
+  if constexpr (!kWhole) block_sync();  // nobody looks at counts any more
   if (threadIdx.x == 0 && atomicAdd(chain.counters + 1, 1u) == gridDim.x - 1) {
     for (int i = 0; i < 3 + chain.phases; ++i) chain.counters[i] = 0;
     chain.counters[2] = place<Common>(layout.common).first_tag + chain.phases;
@@ -299,7 +305,6 @@ __global__ void __launch_bounds__(kBlockThreads<(Rows::kExactly > 0)>, 1)
   rings.init();
   if (!chain.overlaps) wait_previous();
   set_up<Rows>(chain, layout);
-  if (!kFew) cluster_sync();  // now the other block's barriers are there too
   const int servant = static_cast<int>(threadIdx.x / 32) - kWarps;
   if (servant < 0) {
     if constexpr (!kFew) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kComputeRegisters));

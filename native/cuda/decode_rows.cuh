@@ -42,7 +42,7 @@ struct LaneScales {
 
 template <int kTiles>  // of eight rows of x
 struct RowsBf16 {
-  static constexpr int kExactly = 0;  // any number of rows that fit
+  static constexpr int kExactly = 0, kMostRows = kTiles * 8;  // any number of rows that fit
   // With sixteen rows as many outputs as threads have quads.
   using Tiles = decode::Tiles<16, 256, 2, 10, kTiles == 2 ? 8 : 10>;
   static constexpr int kTile = Tiles::kTile;
@@ -52,8 +52,8 @@ struct RowsBf16 {
   __host__ __device__ static int row_bytes(int tiles) { return tiles * (kTile * 2) + 64; }
   __host__ __device__ static int bytes(int rows, int tiles) { return rows * row_bytes(tiles); }
 
-  // Rows of x are handed on as products read them, so that the copy engine brings them: many blocks read many rows, and a
-  // tag in every piece, and threads to look at it, would cost more than a fence. Behind them the groups' numbers.
+  // Rows of x are handed on as products read them: many blocks read many rows, and a tag in every piece, and looking at it,
+  // would cost more than a fence. Behind them the groups' numbers.
   // Of a tile's 32 pieces of eight elements lane c multiplies 8c … 8c + 7; in the order of their places, 4i + c is its
   // i-th. A piece is four pairs of elements p and p + 4.
   static constexpr int kTileBytes = kTile * 2;
@@ -61,7 +61,6 @@ struct RowsBf16 {
     const int eight = group % 16 * 2 + quad / 2;
     return int64_t{group / 16} * kTileBytes + ((eight & 7) << 2 | eight >> 3) * 16;
   }
-  __device__ static float* numbers(const Exchange& e) { return reinterpret_cast<float*>(rows_in(e) + kRowsBytes); }
   // Four neighbouring lanes hand on a group, with a number of it: called by whole warps.
   __device__ static void post(const Exchange& to, int group, const float (&v)[kQuad], float extra, bool inside) {
     const int quad = threadIdx.x % 4, odd = quad & 1;
@@ -69,13 +68,15 @@ struct RowsBf16 {
     const uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? first : second, 1);
     const uint32_t low = odd ? other : first, high = odd ? second : other;
     if (!inside) return;
-    *reinterpret_cast<uint2*>(rows_in(to) + place(group, quad) + odd * 8) =
-        make_uint2(__byte_perm(low, high, 0x5410), __byte_perm(low, high, 0x7632));
-    if (quad == 0) numbers(to)[group] = extra;
+    put_half(rows_in(to) + place(group, quad) + odd * 8, __byte_perm(low, high, 0x5410),
+             __byte_perm(low, high, 0x7632));
+    if (quad == 0) put_number(numbers_in(to) + group, extra);
   }
   // Four elements of what was handed on.
   __device__ static void read(float (&v)[kQuad], const Exchange& from, int group, int quad) {
-    const uint4 w = __ldcg(reinterpret_cast<const uint4*>(rows_in(from) + place(group, quad)));
+    uint4 w;
+    do w = peek(reinterpret_cast<const uint4*>(rows_in(from) + place(group, quad)));
+    while (!is_written(w));
     const bool upper = quad & 1;
     v[0] = upper ? high_bf16(w.x) : low_bf16(w.x), v[1] = upper ? high_bf16(w.y) : low_bf16(w.y);
     v[2] = upper ? high_bf16(w.z) : low_bf16(w.z), v[3] = upper ? high_bf16(w.w) : low_bf16(w.w);

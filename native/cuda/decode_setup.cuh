@@ -49,6 +49,7 @@ __device__ inline void set_up(const DecodeChain& chain, const Layout& layout) {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     common.rows_parity = 0, common.values_come = false;
   }
+  place<Sequences>(layout.sequences).task.item = -1;
   Share* const shares = &place<Share>(layout.shares);
   const int shape = threadIdx.x;
   if (shape < chain.shapes)

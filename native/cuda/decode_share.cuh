@@ -65,22 +65,9 @@ struct Tiles {
   __device__ static uint32_t place(int r, int q) { return r * kRow + (q ^ (r & 7)) * 16; }
 };
 
-// Of more rows two blocks are a cluster, where there are clusters: they take the same piece of the width, and each has half
-// of x brought to both.
-__device__ inline int cluster_blocks() {
-  uint32_t blocks;
-  asm("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(blocks));
-  return static_cast<int>(blocks);
-}
-// All threads of the cluster's blocks.
-__device__ inline void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-
 // What a block computes of a product: tiles [first_tile, +tiles) of the width, of `count` items.
 struct Share {
   int piece, first_tile, tiles, strips, first_item, step, count;
-  bool stages;                    // whether a block of its cluster has items
   int pair;                       // 1: two neighbouring items at a time, which together have sixteen outputs
   uint32_t per_strip, per_row;    // n / strips = n · per_strip >> 20, and so of rows of x, for the n that occur here
   int done;                       // where its items are in the list of what is to be finished
@@ -106,12 +93,10 @@ struct Share {
 
 template <typename Tiles>
 __device__ inline void share_out(Share& share, const DecodeProduct& product, int rows) {
-  const int cluster = cluster_blocks(), number = blockIdx.x / cluster, pieces = product.splits,
-            per_piece = static_cast<int>(gridDim.x) / cluster / pieces * cluster, piece = number % pieces,
-            pair = product.paired ? 1 : 0, groups = (product.items + pair) >> pair,
-            first_place = number / pieces * cluster;
-  int place = first_place + static_cast<int>(blockIdx.x) % cluster;
-  share.stages = first_place < per_piece && first_place < groups;
+  const int pieces = product.splits, per_piece = static_cast<int>(gridDim.x) / pieces,
+            piece = static_cast<int>(blockIdx.x) % pieces, pair = product.paired ? 1 : 0,
+            groups = (product.items + pair) >> pair;
+  int place = static_cast<int>(blockIdx.x) / pieces;
   // Sums are where x is kept. Of other products the blocks that have one group more are others, that no block has all the
   // more to bring.
   if (!product.adds && groups >= per_piece && place < per_piece) place = (place + per_piece / 2) % per_piece;

@@ -20,6 +20,7 @@ constexpr int value_parts(bool few_rows) { return few_rows ? 4 : 1; }
 // What a block does at a time: of a sequence and a key head (a pair) one piece of the keys and one part of the values'
 // elements.
 struct Task {
+  int item, heads, kv_heads, keys;   // what it was made for
   int pair, b, kv_head, part, unit;  // unit: pair and part
   int group;                         // queries
   int piece, pieces;                 // nothing to do where piece >= pieces

@@ -17,6 +17,10 @@ __device__ inline uint32_t shared_load_u32(uint32_t address) {
 __device__ inline void shared_store(uint32_t address, uint32_t v) {
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
 }
+__device__ inline void shared_store(uint32_t address, const uint4& v) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
+}
 // Without a branch.
 __device__ inline void shared_store2_if(bool condition, uint32_t address, uint32_t v, uint32_t w) {
   asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %0, 0;\n@p st.shared.v2.u32 [%1], {%2, %3};\n}" ::"r"(
@@ -60,6 +64,8 @@ __device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
       "r"(parity)
       : "memory");
 }
+// By all threads, before they meet: what they wrote to and read from shared memory comes before what is copied there then.
+__device__ inline void fence_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 // Of a strip in rows from `row` on, from tile `tile` of the width: codes, which are read once and should not drive out what
 // is read again, and scales.
 __device__ inline void copy_codes(uint32_t to, const DecodeMaps* maps, int row, int tile, uint32_t barrier) {

@@ -20,7 +20,6 @@ const NOT_FOLLOWED = [
   { file: 'sm90_attention_key_gradient.cu', function: 'produce_queries' },
   { file: 'decode_weights.cuh', function: 'copy_codes' },
   { file: 'decode_weights.cuh', function: 'copy_scales' },
-  { file: 'decode_norm.cuh', function: 'copy_row' },
   { file: 'decode_weights.cuh', function: 'shared_store_if' },
   { file: 'decode_weights.cuh', function: 'shared_store2_if' },
   { file: 'decode_rows.cuh', function: 'leave', of: 'RowsInt8' },
