@@ -87,8 +87,9 @@ constexpr int kChainPhases = 512, kChainShapes = 8, kProductItems = 256, kChainI
 constexpr int kChainCounters = 3 + kChainPhases;
 
 // What phases hand on (decode_exchange.cuh). A slot is written again eight phases later, of few rows three, when, through
-// what blocks waited for in between, all have read it. Its first part holds pieces with tags and nothing else; of few rows there are several
-// copies, so that not all blocks ask the same part of the second-level cache. The others hold rows, and a number a group.
+// what blocks waited for in between, all have read it. Its first part holds pieces with tags and nothing else; of few rows
+// there are several copies, so that not all blocks ask the same part of the second-level cache. The others hold rows, and a
+// number a group.
 constexpr int kExchangeSlots = 8, kExchangeCopies = 2;
 // Of few rows, tags of x have no more than so many values; what is left of a phase so long ago must be cleared before.
 constexpr int kShortTags = 1 << 15;

@@ -128,7 +128,7 @@ __device__ inline void clear_rows(const Exchange& e, int rows, int width) {
                                       : reinterpret_cast<char*>(numbers_in(e)) + (line - row_lines) * kLine;
     uint4* const place = reinterpret_cast<uint4*>(to + lane * 16);
     put_piece(place, kUnwritten, kUnwritten, kUnwritten, kUnwritten);
-    // Once this is answered it is clear. A fence takes half as long again, and throws the first-level cache away.
+    // Once this is answered the place is clear.
     const uint4 cleared = peek(place);
     asm volatile("" ::"r"(cleared.w));
   }

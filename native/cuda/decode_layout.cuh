@@ -20,8 +20,8 @@ struct Layout {
 
 // What a block remembers from phase to phase.
 struct Common {
-  uint64_t rows_barrier;  // of rows that are copied
-  uint32_t rows_parity, first_tag;
+  uint64_t cache_barrier;  // of keys and values that are copied
+  uint32_t cache_parity, first_tag;
   bool values_come;  // for the next attention, already
 };
 

@@ -138,12 +138,12 @@ struct Here {
   }
   __device__ float* parts() const { return &place<float>(layout.parts); }
   __device__ const DecodeMaps& maps(const DecodeAttention& call) const { return chain.maps[reread(call).maps]; }
-  // Of what the copy engine brings to all: its barrier, waited for by all, who then meet, and then its next phase begins.
+  // Of keys and values: the barrier of their copies, waited for by all, who then meet, and then its next phase begins.
   __device__ Common& common() const { return place<Common>(layout.common); }
-  __device__ uint32_t barrier() const { return shared_address(&common().rows_barrier); }
-  __device__ void await_copies() const { barrier_wait(barrier(), common().rows_parity); }
+  __device__ uint32_t barrier() const { return shared_address(&common().cache_barrier); }
+  __device__ void await_copies() const { barrier_wait(barrier(), common().cache_parity); }
   __device__ void copies_came() const {
-    if (threadIdx.x == 0) common().rows_parity ^= 1;
+    if (threadIdx.x == 0) common().cache_parity ^= 1;
   }
   // Whether there is such a phase, and what it takes comes in rows.
   __device__ bool takes_rows(int which) const {

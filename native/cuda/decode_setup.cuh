@@ -45,11 +45,11 @@ __device__ inline void set_up(const DecodeChain& chain, const Layout& layout) {
   Rows::set_constants(&place<uint8_t>(layout.constants));
   if (threadIdx.x == 0) {
     Common& common = place<Common>(layout.common);
-    barrier_init(shared_address(&common.rows_barrier), 1);
+    barrier_init(shared_address(&common.cache_barrier), 1);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    common.rows_parity = 0, common.values_come = false;
+    common.cache_parity = 0, common.values_come = false;
   }
-  place<Sequences>(layout.sequences).task.item = -1;
+  place<Sequences>(layout.sequences).task.item = -1;  // none yet
   Share* const shares = &place<Share>(layout.shares);
   const int shape = threadIdx.x;
   if (shape < chain.shapes)
