@@ -27,14 +27,12 @@ __device__ inline uint2 quad(const bf16* p) { return *reinterpret_cast<const uin
 template <typename Rows>
 struct Kept {
   static constexpr int kRowsOfUnit = Rows::kExactly > 0 ? Rows::kExactly : 1;
-  int groups, units, block;
+  int groups, units;
   __device__ Kept(int rows, int width)
-      : groups(width / kElements), units(Rows::kExactly > 0 ? groups : groups * rows), block(blockIdx.x) {
-    asm volatile("" : "+r"(block));  // or what follows from it would be kept in registers from phase to phase
-  }
+      : groups(width / kElements), units(Rows::kExactly > 0 ? groups : groups * rows) {}
   // The row and group of a block's n-th; false where there are fewer.
   __device__ bool find(int n, int& row, int& group) const {
-    const int unit = block + n / kRowsOfUnit * static_cast<int>(gridDim.x);
+    const int unit = static_cast<int>(blockIdx.x) + n / kRowsOfUnit * static_cast<int>(gridDim.x);
     // Exact for rows of fewer than 2^17 groups, and shorter than a division.
     row = Rows::kExactly ? n % kRowsOfUnit
                          : static_cast<int>(__fdividef(static_cast<float>(unit) + 0.5f, static_cast<float>(groups)));
@@ -43,7 +41,7 @@ struct Kept {
   }
   // Whether a warp's lanes, each with a quad, have any.
   __device__ bool any(int first_quad) const {
-    return block + first_quad / 4 / kRowsOfUnit * static_cast<int>(gridDim.x) < units;
+    return static_cast<int>(blockIdx.x) + first_quad / 4 / kRowsOfUnit * static_cast<int>(gridDim.x) < units;
   }
 };
 

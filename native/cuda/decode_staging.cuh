@@ -152,18 +152,14 @@ class RowStager {
   __device__ void take(const char*& from, uint32_t& to, int& left) const {
     const int apart = Rows::kTileBytes << shift();
     uint4 v[kCount];
-    const auto ask = [&](int j) { v[j] = peek(reinterpret_cast<const uint4*>(from + j * apart)); };
-#pragma unroll
-    for (int j = 0; j < kCount; ++j) ask(j);
     for (;;) {
       bool arrived = true;
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) v[j] = peek(reinterpret_cast<const uint4*>(from + j * apart));
 #pragma unroll
       for (int j = 0; j < kCount; ++j) arrived &= is_written(v[j]);
       if (arrived) break;
       __nanosleep(kPollPause);
-#pragma unroll
-      for (int j = 0; j < kCount; ++j)
-        if (!is_written(v[j])) ask(j);
     }
 #pragma unroll
     for (int j = 0; j < kCount; ++j) shared_store(to + j * apart, v[j]);
