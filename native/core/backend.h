@@ -223,8 +223,9 @@ class Backend {
   // rng i32 [B,2] = seed lo, hi; past i32 [B] is the draw's counter; seen u8 [B,V] (in place) marks the tokens that the
   // penalty applies to, and the sampled one is added. Order: penalty (logit>0 ? /p : ·p), temperature, top-k, top-p,
   // min-p, renormalise, inverse CDF in order of falling probability (ties by id). temperature 0 is argmax (lowest id on
-  // a tie). At least one token always survives. logits f32 [B,V] → ids i32 [B].
-  virtual void sample(const Tensor& logits, const Tensor& sampling, const Tensor& rng, const Tensor& past,
+  // a tie). At least one token always survives. greedy: every row as with temperature 0, whatever its own is.
+  // logits f32 [B,V] → ids i32 [B].
+  virtual void sample(const Tensor& logits, const Tensor& sampling, const Tensor& rng, const Tensor& past, bool greedy,
                       const Tensor& seen, const Tensor& ids, const Tensor& scratch) = 0;
 
   // x[i] = min(x[i] + by, max), in place.  x i32.

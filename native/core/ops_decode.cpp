@@ -9,7 +9,7 @@ void add_decode_ops(std::vector<OpDef>& table) {
   table.push_back({"sample",
                    {"logits", "sampling", "rng", "past"},
                    {"seen", "ids", "scratch?"},
-                   {},
+                   {"greedy"},
                    [](OpChecker& c) {
                      const int64_t batch = c.in(0).rows(), vocabulary = c.in(0).cols();
                      c.in_is(0, kF32, {-1, -1});
@@ -19,9 +19,10 @@ void add_decode_ops(std::vector<OpDef>& table) {
                      c.out_is(0, kU8, {batch, vocabulary});
                      c.out_is(1, kI32, {batch});
                      c.out_is(2, kF32, {-1});
+                     c.whole(0, 0, 1);
                    },
                    [](Backend& b, const OpCall& o) {
-                     b.sample(o.in[0], o.in[1], o.in[2], o.in[3], o.out[0], o.out[1], o.out[2]);
+                     b.sample(o.in[0], o.in[1], o.in[2], o.in[3], o.attrs[0] != 0, o.out[0], o.out[1], o.out[2]);
                    }});
   table.push_back({"increment",
                    {},

@@ -63,12 +63,12 @@ class FastBackend final : public ReferenceBackend {
   void cast(const Tensor& x, const Tensor& y) override;
   void random_normal(uint64_t seed, int64_t stream, float std, const Tensor& y) override;
 
-  void sample(const Tensor& logits, const Tensor& sampling, const Tensor& rng, const Tensor& past, const Tensor& seen,
-              const Tensor& ids, const Tensor& scratch) override;
+  void sample(const Tensor& logits, const Tensor& sampling, const Tensor& rng, const Tensor& past, bool greedy,
+              const Tensor& seen, const Tensor& ids, const Tensor& scratch) override;
 
  private:
-  // The token of one row of logits (its NaNs replaced), for a uniform draw u.
-  int32_t sample_row(const float* logit, int64_t vocabulary, const float* sampling, float u);
+  // The token of one row of logits (its NaNs replaced), for a uniform draw u; the temperature is not that of `sampling`.
+  int32_t sample_row(const float* logit, int64_t vocabulary, float temperature, const float* sampling, float u);
   // dweight (+)= Σ_n dy[n]·x[n]·rstd[n] over rows of `width`, in order.
   void norm_weight_gradients(const float* dy, const float* x, const float* rstd, int64_t rows, int64_t width,
                              bool accumulate, float* dweight);

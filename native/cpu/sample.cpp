@@ -44,8 +44,9 @@ std::vector<Candidate> best(const float* logit, int64_t vocabulary, int64_t coun
 
 }  // namespace
 
-int32_t FastBackend::sample_row(const float* logit, int64_t vocabulary, const float* sampling, float u) {
-  const float temperature = sampling[0], top_k = sampling[1], top_p = sampling[2], min_p = sampling[3];
+int32_t FastBackend::sample_row(const float* logit, int64_t vocabulary, float temperature, const float* sampling,
+                                float u) {
+  const float top_k = sampling[1], top_p = sampling[2], min_p = sampling[3];
   const float largest = kernels_.row_max(logit, vocabulary);
   if (!(temperature > 0) || std::isinf(largest))
     return static_cast<int32_t>(std::find(logit, logit + vocabulary, largest) - logit);
@@ -89,7 +90,7 @@ int32_t FastBackend::sample_row(const float* logit, int64_t vocabulary, const fl
 }
 
 void FastBackend::sample(const Tensor& logits, const Tensor& sampling, const Tensor& rng, const Tensor& past,
-                         const Tensor& seen, const Tensor& ids, const Tensor&) {
+                         bool greedy, const Tensor& seen, const Tensor& ids, const Tensor&) {
   const int64_t vocabulary = logits.cols();
   pool_.run(logits.rows(), [&](int64_t b, int worker) {
     const float* options = sampling.f32() + b * 8;
@@ -108,7 +109,7 @@ void FastBackend::sample(const Tensor& logits, const Tensor& sampling, const Ten
     const auto* seed = rng.as<uint32_t>() + b * 2;
     const float u =
         philox_sampling_uniform(seed[0], seed[1], static_cast<uint32_t>(b), static_cast<uint32_t>(past.i32()[b]));
-    const int32_t id = sample_row(row, vocabulary, options, u);
+    const int32_t id = sample_row(row, vocabulary, greedy ? 0 : options[0], options, u);
     ids.i32()[b] = id;
     marked[id] = 1;
   });

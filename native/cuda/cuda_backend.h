@@ -111,8 +111,8 @@ class CudaBackend final : public Backend {
   void fill(float value, const Tensor& y) override;
   void cast(const Tensor& x, const Tensor& y) override;
   void random_normal(uint64_t seed, int64_t stream, float std, const Tensor& y) override;
-  void sample(const Tensor& logits, const Tensor& sampling, const Tensor& rng, const Tensor& past, const Tensor& seen,
-              const Tensor& ids, const Tensor& scratch) override;
+  void sample(const Tensor& logits, const Tensor& sampling, const Tensor& rng, const Tensor& past, bool greedy,
+              const Tensor& seen, const Tensor& ids, const Tensor& scratch) override;
   void increment(int64_t by, int64_t max, const Tensor& x) override;
 
  private:
@@ -175,6 +175,10 @@ class CudaBackend final : public Backend {
   static bool may_split(const Tensor& y, int64_t width);
   void continue_chain(const Tensor& x, const Tensor& kept, int phases);
   void written(std::initializer_list<Tensor> results);
+  bool ends_in_logits(int64_t rows) const;
+  bool count_in_chain(int64_t by, int64_t max, const Tensor& x);
+  bool choose_in_chain(const Tensor& logits, const Tensor& sampling, const Tensor& seen, const Tensor& ids);
+  void count(int64_t by, int64_t max, const Tensor& x);
   void run_chain();
   void place_script();
   // Before chains with so many phases run.
@@ -183,6 +187,7 @@ class CudaBackend final : public Backend {
     plan_.maps.clear(), plan_.phases.clear();
     plan_.chain = DecodeChain{};  // its operands may no longer exist when the next is run
     open_ = handed_on_ = kept_ = Tensor{};
+    counted_ = {};
   }
   // The stream, with nothing put off.
   cudaStream_t stream() {
@@ -201,6 +206,11 @@ class CudaBackend final : public Backend {
   DecodePlan plan_;  // phases that are not launched yet
   // What its last phase leaves to the next; the same, where that is in parts and not in memory; what its norms keep.
   Tensor handed_on_, open_, kept_;
+  // increment() of x, put off until the chain, which ends in logits, goes on to choose tokens, or is launched without.
+  struct Count {
+    Tensor x;
+    int64_t by = 0, max = 0;
+  } counted_;
   // A place in the weight buffer.
   static constexpr int64_t kAttentionPartsAt = int64_t{48} << 20;
   char* exchange() const { return small() + Workspace::kSmallBytes; }

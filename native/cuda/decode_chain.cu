@@ -233,6 +233,7 @@ std::vector<char> decode_script(DecodePlan& plan, const char* place, const Decod
     return reinterpret_cast<const T*>(place + at);
   };
   chain.mapped = static_cast<int>(plan.maps.size()), chain.phases = static_cast<int>(plan.phases.size());
+  chain.linked = chain.phases - (plan.phases.back().kind == PhaseKind::choice ? 1 : 0);
   chain.maps = add(plan.maps), chain.phase = add(plan.phases), chain.weights = add(weights);
   return script;
 }

@@ -67,7 +67,16 @@ struct DecodeAttention {
   int maps;  // of the chain's
 };
 
-enum class PhaseKind : int { product, sum, attention, join };
+// Every row's next token, chosen greedily from the logits that the product before left (core/backend.h, sample), and what is
+// counted up before that: x[i] = min(x[i] + by, max). The last phase of a chain.
+struct DecodeChoice {
+  const float *logits, *sampling;  // [rows, vocabulary], [rows, 8]
+  uint8_t* seen;
+  int32_t *ids, *counted;  // [rows]; counted may be null
+  int vocabulary, by, max;
+};
+
+enum class PhaseKind : int { product, sum, attention, join, choice };
 
 struct alignas(16) DecodePhase {
   PhaseKind kind;
@@ -76,6 +85,7 @@ struct alignas(16) DecodePhase {
   union {
     DecodeProduct product;
     DecodeAttention attention;
+    DecodeChoice choice;
   };
 };
 
@@ -85,6 +95,10 @@ constexpr int kChainPhases = 512, kChainShapes = 8, kProductItems = 256, kChainI
 // Blocks that have come to the first phase, and that have ended; the last tag given out; of every phase, blocks that have
 // left something. Zero between kernels, but for the tag.
 constexpr int kChainCounters = 3 + kChainPhases;
+// Of a choice, the best token of each row so far, a line each, and then a count of who has said its best.
+constexpr int kBestBytes = kDecodeRows * 128;
+// All of these, from a multiple of 8 bytes on: words, zeros in the beginning.
+constexpr int kChainWords = (kBestBytes / 4 + 2 + kChainCounters + 1) / 2 * 2;
 
 // What phases hand on (decode_exchange.cuh). A slot is written again eight phases later, of few rows three, when, through
 // what blocks waited for in between, all have read it. Its first part holds pieces with tags and nothing else; of few rows
@@ -116,6 +130,7 @@ struct DecodeChain {
   const DecodePhase* phase;
   const DecodeWeights* weights;
   int mapped, phases, products, rows, shapes;
+  int linked;                        // phases, without a choice, which takes nothing from the exchange
   int first_of_shape[kChainShapes];  // phases
   bool overlaps;  // is set up while the kernel before may still run: what it reads then was there before that
   // Of all attentions in the chain.
@@ -123,6 +138,7 @@ struct DecodeChain {
   const int32_t *positions, *past, *attend_from;  // [rows]; attend_from may be null
   char* exchange;                                 // kExchangeBytes, zeros in the beginning, used for nothing else
   uint32_t* counters;                             // kChainCounters
+  unsigned long long* best;                       // kBestBytes, and a count; zeros between kernels
   // Of more than kWholeRows rows. Tickets: one a sequence and key head, zero between kernels. Parts of a softmax,
   // kDecodeQueries a block: a maximum, a sum and D values, 132 floats.
   uint32_t* tickets;

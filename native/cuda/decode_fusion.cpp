@@ -226,7 +226,8 @@ void CudaBackend::run_chain() {
     phase.norm.branch_out = open_.as<bf16>(), phase.norm.width = static_cast<int>(open_.cols());
   }
   DecodeChain& chain = plan_.chain;
-  chain.counters = ticket() + kTickets - kChainCounters;
+  chain.best = reinterpret_cast<unsigned long long*>(ticket() + kTickets - kChainWords);
+  chain.counters = reinterpret_cast<uint32_t*>(chain.best) + kBestBytes / 4 + 2;
   chain.tickets = ticket() + 1;
   chain.exchange = exchange();
   chain.attention_parts = reinterpret_cast<float*>(static_cast<char*>(weight_buffer()) + kAttentionPartsAt);
@@ -234,6 +235,7 @@ void CudaBackend::run_chain() {
   chain.overlaps = mode_ == Mode::recording;
   place_script();
   decode_chain(plan_, machine_, stream_.get());
+  if (counted_.x && plan_.phases.back().kind != PhaseKind::choice) count(counted_.by, counted_.max, counted_.x);
 }
 
 // Puts into device memory what the chain's kernel reads there. What is recorded is placed once, when the recording ends.
@@ -386,6 +388,40 @@ void CudaBackend::run_norm_and_linear(const std::vector<Deferred>& d) {
   add_matrices(product, {{weight, y.data}}), product.wide_output = y.dtype == DType::f32;
   written({d[0].t[4], d[0].t[5], y});
   handed_on_ = y.dtype == DType::bf16 && decode_hands_on(plan_.chain.rows, product) ? y : Tensor{};
+}
+
+bool CudaBackend::ends_in_logits(int64_t rows) const {
+  if (plan_.phases.empty() || plan_.chain.rows != rows) return false;
+  const DecodePhase& last = plan_.phases.back();
+  return last.kind == PhaseKind::product && last.product.wide_output && last.product.matrices == 1 &&
+         last.product.splits == 1;
+}
+
+// After logits: the choice of the next tokens counts x up too.
+bool CudaBackend::count_in_chain(int64_t by, int64_t max, const Tensor& x) {
+  if (!deferred_.empty()) run_deferred();
+  if (counted_.x || !ends_in_logits(x.elements())) return false;
+  counted_ = {x, by, max};
+  return true;
+}
+
+// As the last phase of the chain that ends in these logits.
+bool CudaBackend::choose_in_chain(const Tensor& logits, const Tensor& sampling, const Tensor& seen, const Tensor& ids) {
+  if (!deferred_.empty()) run_deferred();
+  if (!ends_in_logits(logits.rows()) || plan_.phases.size() == kChainPhases || machine_.processors < logits.rows())
+    return false;
+  const DecodeMatrix& head = plan_.phases.back().product.matrix[0];
+  if (head.y != logits.data || head.outputs != logits.cols()) return false;
+  DecodeChoice& choice = add_phase(PhaseKind::choice, logits.rows()).choice;
+  choice = {};
+  choice.logits = logits.f32(), choice.sampling = sampling.f32(), choice.seen = seen.as<uint8_t>();
+  choice.ids = ids.i32(), choice.vocabulary = static_cast<int>(logits.cols());
+  if (counted_.x) {
+    choice.counted = counted_.x.i32(), choice.by = static_cast<int>(counted_.by);
+    choice.max = static_cast<int>(counted_.max);
+  }
+  run_chain();
+  return true;
 }
 
 bool CudaBackend::linear_streamed(const Tensor& x, const Tensor& weight, const Tensor& y) {

@@ -20,7 +20,8 @@ struct Layout {
 
 // What a block remembers from phase to phase.
 struct Common {
-  uint64_t cache_barrier;  // of keys and values that are copied
+  uint64_t cache_barrier;   // of keys and values that are copied
+  uint64_t logits_barrier;  // passed when the block has left its logits, of which tokens are chosen
   uint32_t cache_parity, first_tag;
   bool values_come;  // for the next attention, already
 };
@@ -95,7 +96,7 @@ template <bool kFew>
 __device__ inline Finish finish_of(const DecodeChain& chain, const Layout& layout, int p) {
   return {&place<float>(layout.globals) + slot_of(p) * 3, &place<bf16>(layout.kept),
           exchange_of<kFew>(chain, place<Common>(layout.common).first_tag, p),
-          p + 1 == chain.phases ? nullptr : &place<DecodePhase>(layout.table) + slot_of(p + 1)};
+          p + 1 == chain.linked ? nullptr : &place<DecodePhase>(layout.table) + slot_of(p + 1)};
 }
 template <typename Rows>
 __device__ inline float* sums_of(const Layout& layout, int rows, int buffer) {

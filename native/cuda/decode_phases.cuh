@@ -2,6 +2,7 @@
 // handed to the next piece by piece (decode_exchange.cuh). What bounds it is reading the weights once; decode_weights.cuh
 // keeps that going. Needs cooperative launches: all blocks must be resident at once.
 #pragma once
+#include "cuda/decode_choice.cuh"
 #include "cuda/decode_finisher.cuh"
 #include "cuda/decode_setup.cuh"
 
@@ -45,7 +46,7 @@ template <typename Rows>
 __device__ __forceinline__ void finish_products(const DecodeChain& chain, const Layout& layout) {
   const int rows = rows_of<Rows>(chain.rows), lane = threadIdx.x % 32;
 #pragma unroll 1
-  for (int p = 0; p < chain.phases; ++p) {
+  for (int p = 0; p < chain.linked; ++p) {
     if (p % kBatch == 0) meet<kStagedBarrier>();  // of the batch
     const Table table = table_of(chain, layout);
     const DecodePhase& phase = table.phase(p);
@@ -76,6 +77,8 @@ __device__ __forceinline__ void finish_products(const DecodeChain& chain, const 
     else
       finish_rounds<Rows, Made::same>(phase, share, done, rows, sums, f, staged, announce);
   }
+  __syncwarp();
+  if (lane == 0) barrier_arrive(shared_address(&place<Common>(layout.common).logits_barrier));
 }
 
 __device__ inline void prefetch_line(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
@@ -147,10 +150,10 @@ struct Here {
   }
   // Whether there is such a phase, and what it takes comes in rows.
   __device__ bool takes_rows(int which) const {
-    return !kWhole && which < chain.phases && phase(which).kind == PhaseKind::product;
+    return !kWhole && which < chain.linked && phase(which).kind == PhaseKind::product;
   }
   __device__ bool adds_up(int which) const {
-    return which < chain.phases && phase(which).kind != PhaseKind::product && phase(which).kind != PhaseKind::attention;
+    return which < chain.linked && phase(which).kind != PhaseKind::product && phase(which).kind != PhaseKind::attention;
   }
   // By one thread, before all who wait meet.
   __device__ void await_count() const { gpu::decode::await(chain.counters + 3 + p - 1, phase(p - 1).arrivals); }
@@ -164,7 +167,7 @@ struct Here {
     if (threadIdx.x == kThreads - 32) await_count();
   }
   // A count that nobody waits for, of the last phase, might come too late to be set back.
-  __device__ bool awaited() const { return p + 1 < chain.phases; }
+  __device__ bool awaited() const { return p + 1 < chain.linked; }
   // By one thread, before results are there: whoever waits then asks for them in time.
   __device__ void announce() const {
     if (awaited()) gpu::decode::announce(chain.counters + 3 + p);
@@ -189,7 +192,7 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
   constexpr bool kWhole = Rows::kExactly > 0;
   const int rows = rows_of<Rows>(chain.rows);
 #pragma unroll 1
-  for (int p = 0; p < chain.phases; ++p) {
+  for (int p = 0; p < chain.linked; ++p) {
     if (p % kBatch == 0) {
       await_batches();
       if constexpr (kWhole)
@@ -288,7 +291,11 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
         here.await(), here.announce_by_one(), join_rows(phase.norm, here.from(), splits, rows);
     }
   }
-  if constexpr (!kWhole) block_sync();  // nobody looks at counts any more
+  if constexpr (!kWhole) {
+    if (chain.linked < chain.phases) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kLeftRegisters));
+    block_sync();  // nobody looks at counts any more, and all logits are there
+    if (threadIdx.x == 0) barrier_arrive(shared_address(&place<Common>(layout.common).logits_barrier));
+  }
   if (threadIdx.x == 0 && atomicAdd(chain.counters + 1, 1u) == gridDim.x - 1) {
     for (int i = 0; i < 3 + chain.phases; ++i) chain.counters[i] = 0;
     chain.counters[2] = place<Common>(layout.common).first_tag + chain.phases;
@@ -318,6 +325,15 @@ __global__ void __launch_bounds__(kBlockThreads<(Rows::kExactly > 0)>, 1)
   } else if (servant < kBringers<kFew>) {
     if constexpr (!kFew) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kBringRegisters));
     fill_rings<Rows::Tiles::kTeams / kBringers<kFew>>(chain.maps, table_of(chain, layout), rings);
+    if (chain.linked < chain.phases) {
+      if constexpr (!kFew) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kChooseRegisters));
+      __syncwarp();
+      const Table table = table_of(chain, layout);
+      const int p = chain.linked;
+      barrier_wait(shared_address(&place<Common>(layout.common).logits_barrier), 0);
+      choose<kBringers<kFew>>(table.phase(p).choice, table.share[table.phase(p - 1).product.shape], chain.rows, servant,
+                              chain.best, reinterpret_cast<uint32_t*>(chain.best) + kBestBytes / 4);
+    }
   } else if constexpr (kFew) {
     wait_previous();
     meet<kStagedBarrier>();

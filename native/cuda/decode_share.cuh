@@ -15,6 +15,9 @@ constexpr int kBlockThreads = kThreads + kBringers<kFew> * 32 + (kFew ? kFinishT
 // Registers of more rows: of 96 a thread, which so many threads may have, those that bring weights leave most to the others.
 constexpr int kComputeRegisters = 112, kBringRegisters = 32;
 static_assert(kThreads * kComputeRegisters + kBringers<false> * 32 * kBringRegisters <= kBlockThreads<false> * 96);
+// At the end, when those that brought weights choose tokens, they get some back.
+constexpr int kLeftRegisters = 64, kChooseRegisters = 96;
+static_assert(kThreads * kLeftRegisters + kBringers<false> * 32 * kChooseRegisters <= kBlockThreads<false> * 96);
 
 constexpr int kUnit = 128;  // inputs of a step of a product
 

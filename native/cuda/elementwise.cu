@@ -204,7 +204,14 @@ void CudaBackend::kv_append(const Tensor& k, const Tensor& v, const Tensor& past
 }
 
 void CudaBackend::increment(int64_t by, int64_t max, const Tensor& x) {
-  launch({blocks_for(x.elements(), kThreads), kThreads, stream(), 0, overlap()}, increment_kernel, x.i32(),
+  if (count_in_chain(by, max, x)) return;
+  (void)stream();
+  count(by, max, x);
+}
+
+// Behind what was launched, whatever is put off.
+void CudaBackend::count(int64_t by, int64_t max, const Tensor& x) {
+  launch({blocks_for(x.elements(), kThreads), kThreads, stream_.get(), 0, overlap()}, increment_kernel, x.i32(),
          x.elements(), by, max);
 }
 

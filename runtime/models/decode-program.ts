@@ -26,6 +26,8 @@ export interface DecodeProgramOptions extends ProgramOptions {
   readonly batch: number;
   readonly cache: CacheOptions;
   readonly attendFrom?: boolean | undefined;
+  /** Every row takes its most likely token, whatever temperature in.sampling has: a device need not ask. */
+  readonly greedy?: boolean | undefined;
   readonly name?: string | undefined;
 }
 
@@ -41,12 +43,21 @@ const decodeState = (inputs: Inputs, batch: number, vocabulary: number): DecodeS
   logits: inputs.own('out.logits', 'f32', [batch, vocabulary]),
 });
 
-function recordSampling(inputs: Inputs, state: DecodeState, batch: number, vocabulary: number): void {
+function recordSampling(
+  inputs: Inputs,
+  state: DecodeState,
+  { batch, greedy, model }: Pick<DecodeProgramOptions, 'batch' | 'greedy' | 'model'>,
+): void {
+  const vocabulary = model.config.vocabSize;
   const at = inputs.at.at('sample', 'sample');
   const sampling = inputs.own('in.sampling', 'f32', [batch, 8]);
   const rng = inputs.own('in.rng', 'i32', [batch, 2]);
   const seen = inputs.own('in.seen', 'u8', [batch, vocabulary]);
-  sample({ logits: state.logits, sampling, rng, past: state.past, seen, ids: state.ids }, at);
+  sample(
+    { logits: state.logits, sampling, rng, past: state.past, seen, ids: state.ids },
+    greedy ?? false,
+    at,
+  );
 }
 
 /**
@@ -67,7 +78,7 @@ export function decodeProgram(options: DecodeProgramOptions): Lowered {
   const hidden = apply(state.ids, qwen3(model.config, around), inputs.at);
   apply(hidden, scope('lm_head', linearInto(headWeight(model.config, around), state.logits)), inputs.at);
   increment(state.past, 1, cache.capacity - 1, inputs.at.at('sample', 'sample'));
-  recordSampling(inputs, state, batch, vocabSize);
+  recordSampling(inputs, state, options);
   return lower(fuseAddNorm(inputs.at.finish(options.name ?? 'decode')));
 }
 
@@ -75,8 +86,7 @@ export function decodeProgram(options: DecodeProgramOptions): Lowered {
 export function sampleProgram(
   options: ProgramOptions & { readonly batch: number; readonly name?: string },
 ): Lowered {
-  const { vocabSize } = options.model.config;
   const inputs = new Inputs(options);
-  recordSampling(inputs, decodeState(inputs, options.batch, vocabSize), options.batch, vocabSize);
+  recordSampling(inputs, decodeState(inputs, options.batch, options.model.config.vocabSize), options);
   return lower(inputs.at.finish(options.name ?? 'sample'));
 }

@@ -72,8 +72,10 @@ const decoding = (
   device: DeviceKind,
   activation: Activation,
   { rows, capacity }: SessionOptions,
+  greedy: boolean,
 ): Lowered =>
   decodeProgram({
+    greedy,
     model,
     device,
     activation,
@@ -91,7 +93,7 @@ export function planInference(
 ): MemoryPlan {
   const tokens = Math.min(PREFILL_TOKENS[device], options.capacity);
   return planMemory([
-    decoding(model, device, activation, options),
+    decoding(model, device, activation, options, false),
     prefillProgram(model, device, activation, { ...options, row: 0, tokens }),
   ]);
 }
@@ -112,14 +114,19 @@ export class InferenceSession {
     this.#cached = Array.from({ length: options.rows }, () => []);
     const { layout, activation } = model;
     const { device } = this;
-    this.#decode = () => decoding(layout, device, activation, options);
+    this.#decode = () =>
+      this.#host.get(this.#greedy ? 'decode greedily' : 'decode', () =>
+        decoding(layout, device, activation, options, this.#greedy),
+      );
     this.#prefill = (row, tokens) => prefillProgram(layout, device, activation, { ...options, row, tokens });
   }
   get rows(): number {
     return this.options.rows;
   }
 
-  readonly #decode: () => Lowered;
+  /** Whether tokens are, or last were, chosen without drawing: that is a program of its own. */
+  #greedy = true;
+  readonly #decode: () => ReturnType<ProgramHost['get']>;
   readonly #prefill: (row: number, tokens: number) => Lowered;
 
   /**
@@ -141,7 +148,8 @@ export class InferenceSession {
       });
     for (const [row, ids] of prompts.entries()) await this.#fill(row, ids, options.signal);
     options.onPrefilled?.();
-    const { run } = this.#host.get('decode', this.#decode);
+    this.#greedy = options.sampling.temperature === 0;
+    const { run } = this.#decode();
     this.#writeState(prompts, options.sampling);
     const result = await run.decode({
       tokens: `${PREFIX}in.ids`,
@@ -157,7 +165,7 @@ export class InferenceSession {
 
   /** One more token, op by op: what decoding spends its time on. The token is not part of any answer. */
   async profileDecode(): Promise<ProfiledOp[]> {
-    const { run } = this.#host.get('decode', this.#decode);
+    const { run } = this.#decode();
     const { ops = [] } = await run.run({ profile: true });
     return withCosts(run.program, ops);
   }

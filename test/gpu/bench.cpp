@@ -309,7 +309,7 @@ void bench_decode(Harness& h) {
         g.add_rms_norm(x, branch, weight, 1e-6f, x, y, rstd);
         g.linear(y, head, logits);
         g.increment(1, capacity - 1, past);
-        g.sample(logits, sampling, rng, past, seen, ids, none);
+        g.sample(logits, sampling, rng, past, true, seen, ids, none);
       }
       g.end_run(program);
     };
@@ -372,13 +372,13 @@ void bench_decode(Harness& h) {
     print("  swiglu", seconds(
                           h, [&] { g.swiglu(gate, up, inner); }, 50));
     print("  sample greedy", seconds(
-                                 h, [&] { g.sample(logits, sampling, rng, past, seen, ids, none); }, 20));
+                                 h, [&] { g.sample(logits, sampling, rng, past, true, seen, ids, none); }, 20));
     std::vector<float> settings(static_cast<size_t>(batch) * 8, 0);
     for (int64_t b = 0; b < batch; ++b)
       settings[b * 8] = 0.7f, settings[b * 8 + 1] = 40, settings[b * 8 + 2] = 0.95f, settings[b * 8 + 4] = 1;
     g.upload(sampling.data, settings.data(), batch * 32);
     print("  sample top-k top-p", seconds(
-                                      h, [&] { g.sample(logits, sampling, rng, past, seen, ids, none); }, 20));
+                                      h, [&] { g.sample(logits, sampling, rng, past, false, seen, ids, none); }, 20));
   }
   h.clear();
 }

@@ -184,6 +184,77 @@ void run_stack(Harness& h, const Layer& l, int64_t dim, int64_t batch, const std
   g.forget(program);
 }
 
+// What a step ends with, norm, head, count and greedy choice, in one chain, plainly, recorded and replayed, against the ops one
+// by one.
+void run_choice(Harness& h, int64_t hidden, int64_t vocabulary, int64_t batch, float penalty) {
+  const std::string name = "choice H" + std::to_string(hidden) + " V" + std::to_string(vocabulary) + " B" +
+                           std::to_string(batch) + " penalty " + std::to_string(penalty);
+  Backend& g = *h.gpu;
+  const Tensor x = h.normals(DType::bf16, {batch, hidden}).gpu, norm = h.normals(DType::f32, {hidden}).gpu,
+               head = h.nvfp4(vocabulary, hidden).gpu, y = h.on(g, DType::bf16, {batch, hidden}), none;
+  const float settings[8] = {1, 0, 1, 0, penalty, 0, 0, 0};
+  const Tensor sampling = h.make(DType::f32, {batch, 8}, [&](int64_t i) { return settings[i % 8]; }).gpu,
+               rng = h.integers({batch, 2}, [](int64_t) { return 1; }).gpu, rstd = h.on(g, DType::f32, {batch});
+  std::vector<uint8_t> marks(batch * vocabulary);
+  for (uint8_t& mark : marks) mark = h.below(3) == 0;
+  std::vector<int32_t> first(batch);
+  for (int64_t b = 0; b < batch; ++b) first[b] = static_cast<int32_t>(5 * b);
+  const Tensor logits = h.on(g, DType::f32, {batch, vocabulary}), seen = h.on(g, DType::u8, {batch, vocabulary}),
+               past = h.on(g, DType::i32, {batch}), ids = h.on(g, DType::i32, {batch});
+  const uint64_t program = 7100 + static_cast<uint64_t>(batch);
+  std::vector<float> apart, plain;  // logits
+  for (const char* how : {"one by one", "plain", "recorded", "replayed", "replayed again"}) {
+    if (h.small && how[0] == 'r') break;
+    const auto next = [&] {
+      if (apart.empty()) g.synchronize();
+    };
+    g.upload(seen.data, marks.data(), static_cast<int64_t>(marks.size())), g.upload(past.data, first.data(), batch * 4);
+    const std::vector<uint8_t> poison(static_cast<size_t>(tensor_bytes(logits)), 0xff);
+    g.upload(logits.data, poison.data(), static_cast<int64_t>(poison.size()));
+    if (apart.empty() || g.begin_run(program, false)) {
+      g.rms_norm(x, norm, 1e-6f, y, rstd), next();
+      g.linear(y, head, logits), next();
+      g.increment(1, 60, past), next();
+      g.sample(logits, sampling, rng, past, true, seen, ids, none);
+    }
+    if (!apart.empty()) g.end_run(program);
+    g.synchronize();
+    // The choice is that of these very logits.
+    const std::vector<float> got = h.read(logits), chosen = h.read(ids), counted = h.read(past),
+                             seen_now = h.read(seen);
+    int wrong = 0;
+    for (int64_t b = 0; b < batch; ++b) {
+      int64_t best = 0;
+      const auto penalised = [&](int64_t i) {
+        const float v = got[b * vocabulary + i];
+        return !marks[b * vocabulary + i] ? v : v > 0 ? v / penalty : v * penalty;
+      };
+      for (int64_t i = 1; i < vocabulary; ++i)
+        if (penalised(i) > penalised(best)) best = i;
+      wrong += chosen[b] != static_cast<float>(best);
+      wrong += counted[b] != static_cast<float>(std::min(first[b] + 1, 60));
+      for (int64_t i = 0; i < vocabulary; ++i)
+        wrong += seen_now[b * vocabulary + i] != static_cast<float>(marks[b * vocabulary + i] || i == best);
+    }
+    h.verdict(name + " " + how, wrong == 0, wrong, 0);
+    if (apart.empty()) {
+      apart = got;
+      continue;
+    }
+    double error = 0, square = 0, different = 0;
+    for (size_t i = 0; i < got.size(); ++i) {
+      error += (got[i] - apart[i]) * (got[i] - apart[i]), square += apart[i] * apart[i];
+      if (!plain.empty()) different += got[i] != plain[i];
+    }
+    const double relative = std::sqrt(error / square);
+    h.verdict(name + " logits " + how, relative <= 8e-3, relative, 8e-3);
+    h.verdict(name + " bytes " + how, different == 0, different, 0);
+    if (plain.empty()) plain = got;
+  }
+  g.forget(program);
+  h.clear();
+}
+
 }  // namespace
 
 void test_decode_layer(Harness& h) {
@@ -221,6 +292,10 @@ void test_decode_layer(Harness& h) {
         }
         h.clear();
       }
+  // With fewer groups of rows than blocks, more, and some that are not whole.
+  for (const int64_t vocabulary : {int64_t{1000}, int64_t{4123}})
+    for (const int64_t batch : {int64_t{1}, int64_t{2}, int64_t{3}, int64_t{8}, int64_t{16}})
+      for (const float penalty : {1.0f, 1.5f}) run_choice(h, 512, vocabulary, batch, penalty);
 }
 
 }  // namespace q4::test

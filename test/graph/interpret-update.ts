@@ -103,10 +103,11 @@ export const UPDATE: Readonly<Record<string, Kernel>> = {
       y!.set(i, std! * Math.sin((seed! + 1) * 12.9 + stream! * 78.2 + i * 37.7) * 1.4);
   },
   /** Greedy only. */
-  sample({ in: [logits, sampling], out: [seen, ids] }) {
+  sample({ in: [logits, sampling], out: [seen, ids], attrs }) {
     const vocabulary = logits!.shape[1]!;
     for (let b = 0; b < ids!.size; b++) {
-      if (sampling!.get(b * 8) !== 0) throw new Error('the interpreter samples greedily only');
+      if (!attrs['greedy'] && sampling!.get(b * 8) !== 0)
+        throw new Error('the interpreter samples greedily only');
       const row = all(logits!).slice(b * vocabulary, (b + 1) * vocabulary);
       const best = row.indexOf(Math.max(...row));
       ids!.set(b, best);

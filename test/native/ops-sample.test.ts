@@ -22,6 +22,7 @@ async function sample(
   options: SamplingOptions,
   past: ArrayLike<number>,
   seen?: ArrayLike<number>,
+  greedy = false,
 ): Promise<Draw> {
   const vocabulary = logits.length / rows;
   const settings = [
@@ -38,6 +39,7 @@ async function sample(
   const repeat = (values: number[]): number[] => Array.from({ length: rows }, () => values).flat();
   const [after, ids] = await run(device, {
     op: 'sample',
+    attrs: { greedy: greedy ? 1 : 0 },
     inputs: [
       f32([rows, vocabulary], logits),
       f32([rows, 8], repeat(settings)),
@@ -58,6 +60,7 @@ for (const device of devices) {
     const { ids, seen } = await sample(device, logits, 2, { ...PLAIN, temperature: 0 }, [0, 0]);
     assert.equal(ids, [1, 0]);
     assert.equal([...seen], [0, 1, 0, 0, 1, 0, 0, 0]);
+    assert.equal((await sample(device, logits, 2, PLAIN, [0, 0], undefined, true)).ids, [1, 0], 'greedily');
   });
 
   test(`${device.name}: the contract's draw, for every mix of cuts`, async () => {

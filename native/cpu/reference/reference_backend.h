@@ -64,8 +64,8 @@ class ReferenceBackend : public CpuBackend {
   void cast(const Tensor& x, const Tensor& y) override;
   void random_normal(uint64_t seed, int64_t stream, float std, const Tensor& y) override;
 
-  void sample(const Tensor& logits, const Tensor& sampling, const Tensor& rng, const Tensor& past, const Tensor& seen,
-              const Tensor& ids, const Tensor& scratch) override;
+  void sample(const Tensor& logits, const Tensor& sampling, const Tensor& rng, const Tensor& past, bool greedy,
+              const Tensor& seen, const Tensor& ids, const Tensor& scratch) override;
   void increment(int64_t by, int64_t max, const Tensor& x) override;
 };
 

@@ -65,12 +65,12 @@ int32_t sample_row(std::vector<float>& logit, const Sampling& s, float u) {
 }  // namespace
 
 void ReferenceBackend::sample(const Tensor& logits, const Tensor& sampling, const Tensor& rng, const Tensor& past,
-                              const Tensor& seen, const Tensor& ids, const Tensor&) {
+                              bool greedy, const Tensor& seen, const Tensor& ids, const Tensor&) {
   const int64_t vocabulary = logits.cols();
   std::vector<float> row(static_cast<size_t>(vocabulary));
   for (int64_t b = 0; b < logits.rows(); ++b) {
     const float* s = sampling.f32() + b * 8;
-    const Sampling options{s[0], s[1], s[2], s[3], s[4]};
+    const Sampling options{greedy ? 0 : s[0], s[1], s[2], s[3], s[4]};
     uint8_t* marked = seen.as<uint8_t>() + b * vocabulary;
     for (int64_t c = 0; c < vocabulary; ++c) {
       const float logit = logits.f32()[b * vocabulary + c], penalty = options.repetition_penalty;

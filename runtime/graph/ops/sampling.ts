@@ -7,6 +7,7 @@ export const SAMPLE: OpSpec = {
   name: 'sample',
   signature:
     'logits: f32[B,V], sampling: f32[B,8], rng: i32[B,2], past: i32[B] -> seen: u8[B,V], ids: i32[B], scratch?: f32[*]',
+  attrs: ['greedy'],
   modifies: () => [0],
   scratch: (view, device) => sampleScratch(view, device),
   cost: (view) => ({
@@ -40,9 +41,10 @@ export interface SampleOperands {
   readonly ids: Tensor;
 }
 
-export function sample(operands: SampleOperands, at: Recorder): void {
+/** greedy: as with temperature 0, whatever `sampling` says of it. */
+export function sample(operands: SampleOperands, greedy: boolean, at: Recorder): void {
   const { logits, sampling, rng, past, seen, ids } = operands;
-  at.emit(SAMPLE, [logits, sampling, rng, past], { into: { seen, ids } });
+  at.emit(SAMPLE, [logits, sampling, rng, past], { attrs: { greedy: greedy ? 1 : 0 }, into: { seen, ids } });
 }
 
 /** x[i] = min(x[i] + by, max), in place. */
