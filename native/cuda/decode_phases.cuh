@@ -98,7 +98,8 @@ __device__ inline void prefetch(const DecodeAttention& call, int rows, const Seq
       prefetch_line(reinterpret_cast<const char*>(i & 1 ? call.v_cache : call.k_cache) + base +
                     int64_t{i / 4} * (kv_heads * D * 2) + (i & 2) / 2 * kLine);
   }
-  if (blockIdx.x == gridDim.x - 1 && threadIdx.x < 8)
+  // By every block: that only one does would have to be kept from phase to phase, as the compiler sees it.
+  if (threadIdx.x < 8)
     prefetch_line(reinterpret_cast<const char*>(threadIdx.x < 4 ? call.q_weight : call.k_weight) +
                   threadIdx.x % 4 * kLine);
 }
@@ -215,12 +216,12 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
         uint8_t* const x = &place<uint8_t>(layout.x);
         float* const squares = &place<float>(layout.squares);
         Multiplier<Rows, kDepth> multiplier(table, share, x, &place<uint8_t>(layout.constants), rows);
-        const int rounds = share.template rounds<typename Rows::Tiles>();
         if constexpr (kWhole) {
           const PieceStager<Rows> stager(phase, here.from(), share, x, squares);
           here.await();
           stager.stage();
           meet<kStagedBarrier>();
+          const int rounds = share.template rounds<typename Rows::Tiles>();
           for (int round = 0; round < rounds; ++round) {
             if (round >= 2) meet<kReadBarrier>(round % 2);
             multiplier.round(share, sums_of<Rows>(layout, rows, round % 2), rows);
@@ -237,12 +238,18 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
             leave_norm<Rows>(phase.norm, here.from(), squares, rows, (phase.product.items + share.pair) >> share.pair,
                              threadIdx.x, kThreads);
           const Done* const done = &place<Done>(layout.done) + share.done;
-          for (int round = 0; round < rounds; ++round) {
+          for (int round = 0, last = 0; !last; ++round) {
             const int quads = quads_of(share, share.template items<typename Rows::Tiles>(round), rows);
             float* const sums = sums_of<Rows>(layout, rows, round % layout.sums_buffers);
+            // Between rounds the registers are for what finishes them.
+            if (round > 0) multiplier.weights.go_on();
             multiplier.round(share, sums, rows);
+            multiplier.weights.keep();
+            last = (round + 1) * share.template round_items<typename Rows::Tiles>() >= share.count;
             // What the first outputs of a thread are it finds while others still multiply.
-            const Finish f = finish_of<false>(chain, layout, p);
+            int now = p;
+            asm volatile("" : "+r"(now));  // or what follows from it would be kept while tiles are multiplied
+            const Finish f = finish_of<false>(chain, layout, now);
             const auto outputs = [&](int i) {
               return outputs_of<Rows>(phase, share, share.template items<typename Rows::Tiles>(round), done, rows,
                                       round, i, f);
@@ -253,10 +260,10 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
             const auto more = [&] { return i / 32 * 32 < quads; };
             if (more())
               o = outputs(i), scale = scale_of_product<Rows>(phase, squares, row_of_outputs<false>(share, i, rows));
-            const bool attends = round + 1 == rounds && f.next && f.next->kind == PhaseKind::attention;
+            const bool attends = last && f.next && f.next->kind == PhaseKind::attention;
             if (attends) fence_copies();
             block_sync();
-            if (round + 1 == rounds && threadIdx.x == kThreads - 1) here.announce();
+            if (last && threadIdx.x == kThreads - 1) here.announce();
             if (attends && threadIdx.x / 32 == kStagingWarp) stage_first_values(f.next->attention, here);
 #pragma unroll 1
             while (more()) {
@@ -267,7 +274,6 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
             }
             if (layout.sums_buffers == 1) block_sync();
           }
-          multiplier.weights.keep();
         }
       } else if (!kWhole) {
         here.await();

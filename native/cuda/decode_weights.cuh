@@ -131,14 +131,17 @@ class WeightStream {
  public:
   __device__ explicit WeightStream(const Rings<Tiles, kDepth>& rings) : remembered_(rings.at(threadIdx.x / 32)) {
     const int warp = threadIdx.x / 32, place = warp / Tiles::kTeam * kDepth;
-    const uint32_t word = shared_load_u32(remembered_);
-    at_ = static_cast<int>(word >> 1), parity_ = word & 1;
+    go_on();
     come_ = rings.come(place), free_ = rings.free(place);
     const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
     stage_ = rings.stage(place, warp % Tiles::kTeam);
     stage_.codes += Tiles::place(g, 2 * c), stage_.scales += g * (Tiles::kTeam * Tiles::kScales) + c * 4;
   }
-  // For the warp's next product.
+  // From where keep() was called last.
+  __device__ void go_on() {
+    const uint32_t word = shared_load_u32(remembered_);
+    at_ = static_cast<int>(word >> 1), parity_ = word & 1;
+  }
   __device__ void keep() const {
     __syncwarp();  // all lanes have read it
     if (threadIdx.x % 32 == 0) shared_store(remembered_, static_cast<uint32_t>(at_) << 1 | parity_);

@@ -295,7 +295,9 @@ void test_decode_layer(Harness& h) {
   // With fewer groups of rows than blocks, more, and some that are not whole.
   for (const int64_t vocabulary : {int64_t{1000}, int64_t{4123}})
     for (const int64_t batch : {int64_t{1}, int64_t{2}, int64_t{3}, int64_t{8}, int64_t{16}})
-      for (const float penalty : {1.0f, 1.5f}) run_choice(h, 512, vocabulary, batch, penalty);
+      for (const float penalty : {1.0f, 1.5f})
+        if (!h.small || (vocabulary == 1000 && batch % 8 < 3 && penalty > 1))
+          run_choice(h, h.small ? 256 : 512, vocabulary, batch, penalty);
 }
 
 }  // namespace q4::test
