@@ -17,8 +17,8 @@ template <int kChoosing>
 __device__ inline void choose(const DecodeChoice& choice, const Share& share, int rows, int warp,
                               unsigned long long* best, uint32_t* done) {
   using namespace sampling;
-  constexpr int kAtOnce = 5;
-  const int lane = threadIdx.x % 32, vocabulary = choice.vocabulary, quads = share.count * (kElements / kQuad);
+  constexpr int kAtOnce = 5, kQuads = kElements / kQuad;
+  const int lane = threadIdx.x % 32, vocabulary = choice.vocabulary, quads = share.count * kQuads;
   // Neighbouring lanes have a row.
   const int lanes = rows <= 1   ? 32
                     : rows <= 2 ? 16
@@ -28,7 +28,7 @@ __device__ inline void choose(const DecodeChoice& choice, const Share& share, in
             b = min(lane / lanes, rows - 1);
   const Logits logits(choice.logits, choice.sampling, choice.seen, b, vocabulary);
   Best mine = no_best(vocabulary);
-  const auto token_of = [&](int quad) { return share.item(quad / 4) * kElements + quad % 4 * kQuad; };
+  const auto token_of = [&](int quad) { return share.item(quad / kQuads) * kElements + quad % kQuads * kQuad; };
   int quad = warp * lanes + lane % lanes;
   if (logits.plain() && vocabulary % kElements == 0) {
 #pragma unroll 1

@@ -142,6 +142,7 @@ class WeightStream {
     const uint32_t word = shared_load_u32(remembered_);
     at_ = static_cast<int>(word >> 1), parity_ = word & 1;
   }
+  // For the next round, or the warp's next product.
   __device__ void keep() const {
     __syncwarp();  // all lanes have read it
     if (threadIdx.x % 32 == 0) shared_store(remembered_, static_cast<uint32_t>(at_) << 1 | parity_);

@@ -266,7 +266,7 @@ __device__ Prefix cut(const Row& row, const Prefix& limit, const Target& to, con
 }
 
 // The sum of all threads' numbers.
-__device__ uint64_t team_sum(uint64_t mine, Scratch& s) {
+__device__ uint64_t block_sum(uint64_t mine, Scratch& s) {
   __syncthreads();
   if (threadIdx.x == 0) s.total = 0;
   __syncthreads();
@@ -280,7 +280,7 @@ __device__ int draw(const Row& row, float u, const Strip* strips, Scratch& s) {
   // Everything, as the first limit.
   uint64_t mine = 0;
   for (int i = threadIdx.x; i < kStrips; i += kThreads) mine += strips[i].mass;
-  Prefix limit{0xffffffffu, row.vocabulary, static_cast<uint64_t>(row.vocabulary), team_sum(mine, s)};
+  Prefix limit{0xffffffffu, row.vocabulary, static_cast<uint64_t>(row.vocabulary), block_sum(mine, s)};
   if (row.top_k >= 1 && row.top_k < static_cast<float>(row.vocabulary))
     limit = cut(row, limit, {false, true, static_cast<uint64_t>(row.top_k)}, strips, s);
   if (row.top_p < 1)
@@ -297,7 +297,7 @@ __device__ int draw(const Row& row, float u, const Strip* strips, Scratch& s) {
         mine += mass;
     });
     // The survivors are a prefix; a draw below their mass never leaves it.
-    limit.mass = team_sum(mine, s);
+    limit.mass = block_sum(mine, s);
   }
   return cut(row, limit, {true, false, static_cast<uint64_t>(static_cast<double>(u) * static_cast<double>(limit.mass))},
              strips, s)
