@@ -112,25 +112,28 @@ __device__ inline float peek_number(const float* from) {
 __device__ inline bool is_written(const uint4& halves) { return halves.x != kUnwritten && halves.z != kUnwritten; }
 __device__ inline bool is_written(float number) { return __float_as_uint(number) != kUnwritten; }
 
-// By all warps of all blocks, kClearedAhead phases, or one more, before a phase hands on rows of so many elements: nobody
-// reads what was there, of as many phases ago, any more, as every block waits in every phase for all that have come to its
-// end. Each warp clears whole lines, and sees to it that they are clear before its block says that it has come further.
+// By a warp of every block, kClearedAhead phases before a phase hands on rows of so many elements: nobody reads what was
+// there, of as many phases ago, any more, as every block waits in every phase for all that have come to its end. It clears
+// whole lines, and sees to it that they are clear before its block says that it has come further.
 __device__ inline void clear_rows(const Exchange& e, int rows, int width) {
-  constexpr int kLine = 512;
+  constexpr int kLine = 512, kAtOnce = 2;
   const int lane = threadIdx.x % 32, row_lines = rows * width * 2 / kLine,
             lines = row_lines + (rows * width / 4 + kLine - 1) / kLine;
-  // Not by the first warp, which looks at the count, nor by the last one, which brings keys and values.
-  int first = (kWarps + kWarps - 2 - static_cast<int>(threadIdx.x) / 32) % kWarps * gridDim.x + blockIdx.x;
-  asm volatile("" : "+r"(first));  // or it would be kept in a register from phase to phase
-#pragma unroll 1
-  for (int line = first; line < lines; line += kWarps * gridDim.x) {
+  const auto place = [&](int line) {
     char* const to = line < row_lines ? rows_in(e) + line * kLine
                                       : reinterpret_cast<char*>(numbers_in(e)) + (line - row_lines) * kLine;
-    uint4* const place = reinterpret_cast<uint4*>(to + lane * 16);
-    put_piece(place, kUnwritten, kUnwritten, kUnwritten, kUnwritten);
-    // Once this is answered the place is clear.
-    const uint4 cleared = peek(place);
-    asm volatile("" ::"r"(cleared.w));
+    return reinterpret_cast<uint4*>(to + lane * 16);
+  };
+#pragma unroll 1
+  for (int line = blockIdx.x; line < lines; line += kAtOnce * gridDim.x) {
+    // The same one twice where there are fewer.
+    uint4 *const first = place(line), *const second =
+                                          place(line + static_cast<int>(gridDim.x) < lines ? line + gridDim.x : line);
+    put_piece(first, kUnwritten, kUnwritten, kUnwritten, kUnwritten);
+    put_piece(second, kUnwritten, kUnwritten, kUnwritten, kUnwritten);
+    // Once these are answered the places are clear.
+    const uint4 cleared = peek(first), cleared_too = peek(second);
+    asm volatile("" ::"r"(cleared.w), "r"(cleared_too.w));
   }
 }
 

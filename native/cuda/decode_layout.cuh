@@ -22,6 +22,8 @@ struct Layout {
 struct Common {
   uint64_t cache_barrier;   // of keys and values that are copied
   uint64_t logits_barrier;  // passed when the block has left its logits, of which tokens are chosen
+  // Of more rows: passed when a phase begins, and when what the block clears in it is clear.
+  uint64_t begun, cleared;
   uint32_t cache_parity, first_tag;
   bool values_come;  // for the next attention, already
 };

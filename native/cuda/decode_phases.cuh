@@ -149,13 +149,6 @@ struct Here {
   __device__ void copies_came() const {
     if (threadIdx.x == 0) common().cache_parity ^= 1;
   }
-  // Whether there is such a phase, and what it takes comes in rows.
-  __device__ bool takes_rows(int which) const {
-    return !kWhole && which < chain.linked && phase(which).kind == PhaseKind::product;
-  }
-  __device__ bool adds_up(int which) const {
-    return which < chain.linked && phase(which).kind != PhaseKind::product && phase(which).kind != PhaseKind::attention;
-  }
   // By one thread, before all who wait meet.
   __device__ void await_count() const { gpu::decode::await(chain.counters + 3 + p - 1, phase(p - 1).arrivals); }
   __device__ void await() const {
@@ -171,21 +164,37 @@ struct Here {
   __device__ bool awaited() const { return p + 1 < chain.linked; }
   // By one thread, before results are there: whoever waits then asks for them in time.
   __device__ void announce() const {
+    if (!kWhole) await_cleared(p);
     if (awaited()) gpu::decode::announce(chain.counters + 3 + p);
   }
   __device__ void announce_by_one() const {
     if (threadIdx.x == 0) announce();
   }
-  // Clears the places of rows that later phases hand on: in the first phase, which adds up, before all blocks meet; in
-  // others before this block says that it has come to their end. Sums, which wait for nobody, leave theirs to the phase
-  // before.
-  __device__ void clear_ahead() const {
-    const int end = p + kClearedAhead + (p > 0 && adds_up(p + 1));
-#pragma unroll 1
-    for (int which = p > 0 ? p + kClearedAhead : 0; which <= end; ++which)
-      if (takes_rows(which + 1)) clear_rows(exchange(which), chain.rows, phase(which + 1).product.width);
+  // Of more rows: that the phase begins, by one thread, and that what the block clears in it is clear.
+  __device__ void begin() const {
+    if (p > 0) await_cleared(p - 1);
+    barrier_arrive(shared_address(&common().begun));
   }
+  __device__ void await_cleared(int which) const { barrier_wait(shared_address(&common().cleared), which & 1); }
 };
+
+// All that the warp does, of more rows, which clears the places of rows that later phases hand on.
+__device__ inline void clear_places(const DecodeChain& chain, const Layout& layout) {
+  const auto common = [&]() -> Common& { return place<Common>(layout.common); };
+#pragma unroll 1
+  for (int p = 0; p < chain.linked; ++p) {
+    barrier_wait(shared_address(&common().begun), p & 1);
+    // In the first phase, which adds up, those of the next as well, before all blocks meet.
+#pragma unroll 1
+    for (int which = p > 0 ? p + kClearedAhead : 0; which <= p + kClearedAhead && which + 1 < chain.linked; ++which) {
+      const DecodePhase& taker = (&place<DecodePhase>(layout.table))[slot_of(which + 1)];
+      if (taker.kind == PhaseKind::product)
+        clear_rows(exchange_of<false>(chain, common().first_tag, which), chain.rows, taker.product.width);
+    }
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) barrier_arrive(shared_address(&common().cleared));
+  }
+}
 
 // What those that compute do.
 template <typename Rows, int kDepth>
@@ -207,7 +216,7 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
     const DecodePhase& phase = table.phase(p);
     if (kWhole && p + 1 < chain.phases && table.phase(p + 1).kind == PhaseKind::attention)
       prefetch(table.phase(p + 1).attention, rows, here.sequences());
-    if (!kWhole && (p == 0 || !here.adds_up(p))) here.clear_ahead();
+    if (!kWhole && threadIdx.x == 0) here.begin();
     if (phase.kind == PhaseKind::attention) {
       attend<Rows>(phase.attention, here, place<AttentionMemory>(layout.attention));
     } else if (phase.kind == PhaseKind::product) {
@@ -282,7 +291,10 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
       const DecodePhase& before = table.phase(max(p, 1) - 1);
       const int splits = before.kind == PhaseKind::product && before.product.splits > 1 ? before.product.splits : 0;
       // The first phase reads what others may write over.
-      const auto settle = [&] { grid_sync(chain.counters); };
+      const auto settle = [&] {
+        if (!kWhole && threadIdx.x == 0) here.await_cleared(p);
+        grid_sync(chain.counters);
+      };
       if (!kWhole && p == 0 && threadIdx.x / 32 == kStagingWarp) here.prefetch_next();
       const auto await = [&] {
         if constexpr (kWhole)
@@ -328,16 +340,20 @@ __global__ void __launch_bounds__(kBlockThreads<(Rows::kExactly > 0)>, 1)
     else
       block_sync();
     run_phases<Rows, kDepth>(chain, layout);
-  } else if (servant < kBringers<kFew>) {
+  } else if (servant < kServants<kFew>) {
     if constexpr (!kFew) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kBringRegisters));
-    fill_rings<Rows::Tiles::kTeams / kBringers<kFew>>(chain.maps, table_of(chain, layout), rings);
+    if (servant < kBringers<kFew>)
+      fill_rings<(Rows::Tiles::kTeams + kBringers<kFew> - 1) / kBringers<kFew>, kFew ? 60 : 20>(
+          chain.maps, table_of(chain, layout), rings);
+    else if constexpr (!kFew)
+      clear_places(chain, layout);
     if (chain.linked < chain.phases) {
       if constexpr (!kFew) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kChooseRegisters));
       __syncwarp();
       const Table table = table_of(chain, layout);
       const int p = chain.linked;
       barrier_wait(shared_address(&place<Common>(layout.common).logits_barrier), 0);
-      choose<kBringers<kFew>>(table.phase(p).choice, table.share[table.phase(p - 1).product.shape], chain.rows, servant,
+      choose<kServants<kFew>>(table.phase(p).choice, table.share[table.phase(p - 1).product.shape], chain.rows, servant,
                               chain.best, reinterpret_cast<uint32_t*>(chain.best) + kBestBytes / 4);
     }
   } else if constexpr (kFew) {

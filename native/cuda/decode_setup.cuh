@@ -46,6 +46,7 @@ __device__ inline void set_up(const DecodeChain& chain, const Layout& layout) {
   if (threadIdx.x == 0) {
     Common& common = place<Common>(layout.common);
     barrier_init(shared_address(&common.cache_barrier), 1), barrier_init(shared_address(&common.logits_barrier), 1);
+    barrier_init(shared_address(&common.begun), 1), barrier_init(shared_address(&common.cleared), 1);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     common.cache_parity = 0, common.values_come = false;
   }

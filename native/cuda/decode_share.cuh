@@ -5,19 +5,21 @@
 
 namespace q4::gpu::decode {
 
-// The warps of a block: those that compute, those that have the weights brought, and, of few rows (kFew), one that finishes
-// outputs.
+// The warps of a block: those that compute, those that have the weights brought, and one that finishes outputs, of few rows
+// (kFew), or of more one that clears places ahead.
 constexpr int kWarps = 16, kThreads = kWarps * 32, kFinishThreads = 32;
 template <bool kFew>
-constexpr int kBringers = kFew ? 2 : 4;
+constexpr int kBringers = kFew ? 2 : 3;
 template <bool kFew>
-constexpr int kBlockThreads = kThreads + kBringers<kFew> * 32 + (kFew ? kFinishThreads : 0);
+constexpr int kServants = kFew ? 2 : 4;  // that choose tokens
+template <bool kFew>
+constexpr int kBlockThreads = kThreads + kServants<kFew> * 32 + (kFew ? kFinishThreads : 0);
 // Registers of more rows: of 96 a thread, which so many threads may have, those that bring weights leave most to the others.
 constexpr int kComputeRegisters = 112, kBringRegisters = 32;
-static_assert(kThreads * kComputeRegisters + kBringers<false> * 32 * kBringRegisters <= kBlockThreads<false> * 96);
+static_assert(kThreads * kComputeRegisters + kServants<false> * 32 * kBringRegisters <= kBlockThreads<false> * 96);
 // At the end, when those that brought weights choose tokens, they get some back.
 constexpr int kLeftRegisters = 64, kChooseRegisters = 96;
-static_assert(kThreads * kLeftRegisters + kBringers<false> * 32 * kChooseRegisters <= kBlockThreads<false> * 96);
+static_assert(kThreads * kLeftRegisters + kServants<false> * 32 * kChooseRegisters <= kBlockThreads<false> * 96);
 
 constexpr int kUnit = 128;  // inputs of a step of a product
 

@@ -174,17 +174,17 @@ class WeightStream {
 // box, and the scales another, whose neighbours, in the same lines of the second-level cache, are wanted soon. (Loads by
 // the lanes would do for those, but what other loads of the multiprocessor bring is handed out in the order in which it
 // was asked for: a phase would wait for the scales of the next.) With boxes of a single tile a multiprocessor did not get
-// more than two thirds of what memory can give.
-template <int kRingsOfWarp, typename Tiles, int kDepth>
+// more than two thirds of what memory can give. kPause: nanoseconds between looks for a free place: those that compute need
+// the time that looking takes; but where rings are shallow a free place should not wait.
+template <int kRingsOfWarp, int kPause, typename Tiles, int kDepth>
 __device__ inline void fill_rings(const DecodeMaps* maps, const Table& table, const Rings<Tiles, kDepth>& rings) {
-  // Nanoseconds: those that compute need the time that looking takes. Of more rows, where a warp fills two rings, these are
-  // shallow, and a free place should not wait.
-  constexpr int kPause = kRingsOfWarp == 2 ? 20 : 60;
   const int lane = threadIdx.x % 32, team = (threadIdx.x / 32 - kWarps) * kRingsOfWarp + lane;
   if (lane >= kRingsOfWarp) return;
   constexpr uint32_t kLanes = (1u << kRingsOfWarp) - 1;
   const Segment *next = nullptr, *end = nullptr;
-  int product = -1, at = 0;
+  // The last warp may have fewer rings than lanes that look.
+  constexpr bool kEven = Tiles::kTeams % kRingsOfWarp == 0;
+  int product = kEven || team < Tiles::kTeams ? -1 : table.products, at = 0;
   uint32_t parity = 1;  // places that were never used are free
   // The next strip, of `left` in its segment: of which maps, its first row and tile.
   const DecodeMaps* map = nullptr;
