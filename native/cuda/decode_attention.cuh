@@ -115,22 +115,27 @@ __device__ inline void fetch_values(Fetched& fetched, const Task& t, const Decod
                       call.kv_heads * D, t.cached() - first);
 }
 
-// The warp that has keys and values brought, which takes it some thousand cycles; it has no head of q.
-constexpr int kStagingWarp = kWarps - 1;
-static_assert(kStagingWarp > kQueries + 1);
-// By a warp, a lane a box: what is staged of the task's keys and values, completing `barrier`. Values may come first.
-__device__ inline void stage_cache(const Task& t, const DecodeAttention& call, const DecodeMaps& maps,
-                                   const StagedCache& staged, uint32_t barrier, bool with_values, bool with_keys) {
-  const int lane = threadIdx.x % 32,
-            boxes = max(0, t.cached() - t.begin + StagedCache::kBoxKeys - 1) / StagedCache::kBoxKeys,
-            values = min(boxes, staged.value_boxes), keys = min(boxes, staged.key_boxes);
+// Where a task's cached keys and values are, in boxes.
+struct CachePlace {
+  int boxes, row, half;
+  __device__ CachePlace(const Task& t, const DecodeAttention& call)
+      : boxes(t.piece < t.pieces ? (max(0, t.cached() - t.begin) + StagedCache::kBoxKeys - 1) / StagedCache::kBoxKeys
+                                 : 0),
+        row(t.b * call.keys + t.begin),
+        half(t.kv_head * 2) {}
+};
+// By a warp that does not compute, a lane a box: what is staged of keys and values, completing `barrier`. Values may come first.
+// (Asking takes some thousand cycles where many weights are asked for.)
+__device__ inline void stage_cache(const CachePlace& place, const DecodeMaps& maps, const StagedCache& staged,
+                                   uint32_t barrier, bool with_values, bool with_keys) {
+  const int lane = threadIdx.x % 32, values = min(place.boxes, staged.value_boxes),
+            keys = min(place.boxes, staged.key_boxes);
   if (with_values && lane == 0) barrier_expect(barrier, (values + keys) * StagedCache::kBoxBytes);
   const bool is_key = lane >= values;
   if (lane >= values + keys || !(is_key ? with_keys : with_values)) return;
   const int box = is_key ? lane - values : lane;
   copy_box(staged.memory + (is_key ? staged.value_boxes + box : box) * StagedCache::kBoxBytes,
-           is_key ? maps.codes : maps.scales, 0, t.b * call.keys + t.begin + box * StagedCache::kBoxKeys, t.kv_head * 2,
-           barrier);
+           is_key ? maps.codes : maps.scales, 0, place.row + box * StagedCache::kBoxKeys, place.half, barrier);
 }
 // By a warp, from memory into the second-level cache: what an attention of a later phase will read of the cache. The weights
 // that flow by evict everything from one token to the next.
@@ -308,14 +313,8 @@ __device__ inline void hand_on(const Task& t, const Joined<kSlice, kShared>& j, 
   if (lane == 0 && t.part == 0 && call.lse) call.lse[row] = j.largest * kLog2 + logf(j.total);
 }
 
-// By the staging warp, at the end of the product before, when x is no longer read: the values that the block takes first.
-template <typename Here>
-__device__ inline void stage_first_values(const DecodeAttention& operands, const Here& here) {
-  const Task& t = here.sequences().task;
-  if (!is_task(t, blockIdx.x, operands) || t.piece >= t.pieces) return;
-  stage_cache(t, operands, here.maps(operands), here.staged(), here.barrier(), true, false);
-  here.values_come(true);
-}
+// The items of an attention that a block takes: those from blockIdx.x on, a grid apart.
+__device__ inline int items_of_attention(int units, int blocks) { return max(units, blocks); }
 
 // here: what the phase is linked with (decode_phases.cuh): from() q, k and v, as groups in this order; to() the output.
 template <typename Rows, typename Here>
@@ -324,9 +323,8 @@ __device__ inline void attend(const DecodeAttention& operands, const Here& here,
   constexpr int kParts = value_parts(kFew), kSlice = D / kParts, kFloats = part_floats(kSlice);
   const auto units = [&] { return here.rows() * reread(operands).kv_heads * kParts; };
   const int warp = threadIdx.x / 32;
-  const bool stages = !kFew && warp == kStagingWarp;
 #pragma unroll 1
-  for (int item = blockIdx.x; item < max(units(), here.blocks()); item += here.blocks()) {
+  for (int item = blockIdx.x; item < items_of_attention(units(), here.blocks()); item += here.blocks()) {
     Fetched<kWideOf<kSlice>> fetched;
     if constexpr (!kFew) {
       // Keys and values are copied to where sums of the phase before may still be read.
@@ -343,17 +341,14 @@ __device__ inline void attend(const DecodeAttention& operands, const Here& here,
     int head = 0;  // found early only where there are registers for it
     {
       const Task& t = reread(here.sequences()).task;
+      if (!kFew && threadIdx.x == 0) here.ask_for_keys();
       if (t.piece >= t.pieces) {
-        if (!kFew) here.await();
+        if (!kFew) here.await(), here.await_copies(), block_sync(), here.copies_came();
         continue;
       }
       if (kFew) fetch_keys(fetched, t, operands, t.begin + warp * kKeys);
       if (kAhead<kSlice>) fetch_values<kSlice>(fetched, t, operands, t.begin + warp * kKeys, 0);
       if (kAhead<kSlice>) head = head_of_warp(t, operands);
-      if (stages) {
-        stage_cache(t, operands, here.maps(operands), here.staged(), here.barrier(), !here.common().values_come, true);
-        here.values_come(false);
-      }
     }
     const HeadWeight weight(warp == kKeyWarp ? reread(operands).k_weight : reread(operands).q_weight);
     here.await();
@@ -397,8 +392,6 @@ __device__ inline void attend(const DecodeAttention& operands, const Here& here,
         else
           hand_on<Rows>(t, Joined<kSlice, false>(left() + warp * kFloats, t.pieces, step), operands, here.to());
       }
-      // Now hardly anything is read from memory: all places for weights are full.
-      if (stages && item + here.blocks() >= max(units(), here.blocks())) here.prefetch_next();
     }
     if constexpr (kFew) block_sync();  // before another item takes the same memory
   }

@@ -22,10 +22,10 @@ struct Layout {
 struct Common {
   uint64_t cache_barrier;   // of keys and values that are copied
   uint64_t logits_barrier;  // passed when the block has left its logits, of which tokens are chosen
-  // Of more rows: passed when a phase begins, and when what the block clears in it is clear.
-  uint64_t begun, cleared;
+  // Of more rows: passed when a phase begins, and when what the block clears in it is clear; when there is room for the next
+  // attention's values, and for keys.
+  uint64_t begun, cleared, values_fit, keys_fit;
   uint32_t cache_parity, first_tag;
-  bool values_come;  // for the next attention, already
 };
 
 // What the phases of a chain need at most.

@@ -32,7 +32,7 @@ struct Kept {
       : groups(width / kElements), units(Rows::kExactly > 0 ? groups : groups * rows) {}
   // The row and group of a block's n-th; false where there are fewer.
   __device__ bool find(int n, int& row, int& group) const {
-    const int unit = static_cast<int>(blockIdx.x) + n / kRowsOfUnit * static_cast<int>(gridDim.x);
+    const int unit = static_cast<int>(blockIdx.x) + n / kRowsOfUnit * blocks_of_grid();
     // Exact for rows of fewer than 2^17 groups, and shorter than a division.
     row = Rows::kExactly ? n % kRowsOfUnit
                          : static_cast<int>(__fdividef(static_cast<float>(unit) + 0.5f, static_cast<float>(groups)));
@@ -41,7 +41,7 @@ struct Kept {
   }
   // Whether a warp's lanes, each with a quad, have any.
   __device__ bool any(int first_quad) const {
-    return static_cast<int>(blockIdx.x) + first_quad / 4 / kRowsOfUnit * static_cast<int>(gridDim.x) < units;
+    return static_cast<int>(blockIdx.x) + first_quad / 4 / kRowsOfUnit * blocks_of_grid() < units;
   }
 };
 
@@ -146,7 +146,7 @@ __device__ inline void leave_norm(const DecodeNorm& norm, const Exchange& source
     if (row < rows) norm.rstd[row] = scale;
   }
   if (!norm.normed_out) return;
-  const int in_row = norm.width / kQuad, blocks = min(static_cast<int>(gridDim.x), groups_of_product);
+  const int in_row = norm.width / kQuad, blocks = min(blocks_of_grid(), groups_of_product);
 #pragma unroll 1
   for (int row = 0; row < rows; ++row) {
     const float scale = scale_of<Rows>(norm, squares, row);

@@ -104,6 +104,10 @@ __device__ inline void prefetch(const DecodeAttention& call, int rows, const Seq
                   threadIdx.x % 4 * kLine);
 }
 
+__device__ inline StagedCache staged_cache(const Layout& layout) {
+  return {shared_address(&place<uint8_t>(layout.x)), layout.value_boxes, layout.key_boxes};
+}
+
 // What a phase is linked with, found when it is wanted: nothing stays in registers from phase to phase, attentions need them.
 template <bool kWhole>
 struct Here {
@@ -113,7 +117,7 @@ struct Here {
 
   __device__ const DecodePhase& phase(int which) const { return (&place<DecodePhase>(layout.table))[slot_of(which)]; }
   __device__ int rows() const { return chain.rows; }
-  __device__ int blocks() const { return gridDim.x; }
+  __device__ int blocks() const { return blocks_of_grid(); }
   __device__ Sequences& sequences() const { return place<Sequences>(layout.sequences); }
   __device__ float* attention_parts() const { return chain.attention_parts; }
   __device__ uint32_t* tickets() const { return chain.tickets; }
@@ -123,27 +127,14 @@ struct Here {
   }
   __device__ Exchange from() const { return copy_of<kWhole>(exchange(p - 1)); }
   __device__ Exchange to() const { return exchange(p); }
-  __device__ StagedCache staged() const {
-    return {kWhole ? 0 : shared_address(&place<uint8_t>(layout.x)), layout.value_boxes, layout.key_boxes};
-  }
-  // By a warp: what the next attention will read of its cache, which takes longer to come from memory than a phase; if that is
-  // one of the next seven.
-  __device__ void prefetch_next() const {
-    const int end = min(p + kBatch, chain.phases);
-    int q = p + 1;
-    while (q < end && phase(q).kind != PhaseKind::attention) ++q;
-    if (q < end) prefetch_cache(phase(q).attention, maps(phase(q).attention), chain.rows, sequences().past);
-  }
-  // Whether what the next attention takes first of its values is on its way; by the warp that has it brought.
-  __device__ void values_come(bool come) const {
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) common().values_come = come;
-    __syncwarp();
-  }
+  __device__ StagedCache staged() const { return staged_cache(layout); }
+  __device__ bool attends_next() const { return p + 1 < chain.linked && phase(p + 1).kind == PhaseKind::attention; }
   __device__ float* parts() const { return &place<float>(layout.parts); }
-  __device__ const DecodeMaps& maps(const DecodeAttention& call) const { return chain.maps[reread(call).maps]; }
-  // Of keys and values: the barrier of their copies, waited for by all, who then meet, and then its next phase begins.
   __device__ Common& common() const { return place<Common>(layout.common); }
+  // Of more rows, by one thread: that there is room for the next attention's values, and for the keys of the task.
+  __device__ void ask_for_values() const { barrier_arrive(shared_address(&common().values_fit)); }
+  __device__ void ask_for_keys() const { barrier_arrive(shared_address(&common().keys_fit)); }
+  // Of keys and values: the barrier of their copies, waited for by all, who then meet, and then its next phase begins.
   __device__ uint32_t barrier() const { return shared_address(&common().cache_barrier); }
   __device__ void await_copies() const { barrier_wait(barrier(), common().cache_parity); }
   __device__ void copies_came() const {
@@ -178,23 +169,82 @@ struct Here {
   __device__ void await_cleared(int which) const { barrier_wait(shared_address(&common().cleared), which & 1); }
 };
 
-// All that the warp does, of more rows, which clears the places of rows that later phases hand on.
-__device__ inline void clear_places(const DecodeChain& chain, const Layout& layout) {
-  const auto common = [&]() -> Common& { return place<Common>(layout.common); };
+// All that the warp does, of more rows, which prepares what is to come, so that those that compute need not: it clears the
+// places of rows that later phases hand on, has keys and values brought, and descriptions of phases.
+class Preparation {
+ public:
+  // Phases before an attention in which what it will read of its cache is asked for: with more the weights that flow by drive it
+  // out of the second-level cache again, with fewer it comes late.
+  static constexpr int kPrefetchedAhead = 3;
+
+  __device__ Preparation(const DecodeChain& chain, const Layout& layout) : chain_(chain), layout_(layout) {}
+
+  __device__ void run() {
 #pragma unroll 1
-  for (int p = 0; p < chain.linked; ++p) {
-    barrier_wait(shared_address(&common().begun), p & 1);
-    // In the first phase, which adds up, those of the next as well, before all blocks meet.
+    for (int p = 0; p < chain_.linked; ++p) {
+      barrier_wait(shared_address(&common().begun), p & 1);
+      await_batches();  // those asked for in earlier phases
+      if (p % kBatch == 0) {
+        const int lane = threadIdx.x % 32;
+        copy_globals(chain_, layout_, p / kBatch + 1, lane), copy_batch<32>(chain_, layout_, p / kBatch + 2, lane);
+      }
+      if (phase(p).kind == PhaseKind::attention) bring_cache(phase(p).attention);
+        // In the first phase, which adds up, those of the next as well, before all blocks meet.
 #pragma unroll 1
-    for (int which = p > 0 ? p + kClearedAhead : 0; which <= p + kClearedAhead && which + 1 < chain.linked; ++which) {
-      const DecodePhase& taker = (&place<DecodePhase>(layout.table))[slot_of(which + 1)];
-      if (taker.kind == PhaseKind::product)
-        clear_rows(exchange_of<false>(chain, common().first_tag, which), chain.rows, taker.product.width);
+      for (int which = p > 0 ? p + kClearedAhead : 0; which <= p + kClearedAhead && which + 1 < chain_.linked; ++which)
+        if (phase(which + 1).kind == PhaseKind::product)
+          clear_rows(exchange_of<false>(chain_, common().first_tag, which), chain_.rows,
+                     phase(which + 1).product.width);
+      if (phase(p).kind == PhaseKind::product && p + 1 < chain_.linked && phase(p + 1).kind == PhaseKind::attention)
+        bring_values(phase(p + 1).attention);
+      else
+        say_cleared();
+#pragma unroll 1
+      for (int q = p > 0 ? p + kPrefetchedAhead : 1; q <= p + kPrefetchedAhead && q < chain_.linked; ++q)
+        if (phase(q).kind == PhaseKind::attention)
+          prefetch_cache(phase(q).attention, chain_.maps[phase(q).attention.maps], chain_.rows, sequences().past);
     }
+  }
+
+ private:
+  __device__ Common& common() const { return place<Common>(layout_.common); }
+  __device__ Sequences& sequences() const { return place<Sequences>(layout_.sequences); }
+  __device__ const DecodePhase& phase(int which) const { return (&place<DecodePhase>(layout_.table))[slot_of(which)]; }
+  __device__ void stage(const CachePlace& cache, const DecodeAttention& call, bool with_values, bool with_keys) const {
+    stage_cache(cache, chain_.maps[call.maps], staged_cache(layout_), shared_address(&common().cache_barrier),
+                with_values, with_keys);
+  }
+  __device__ void say_cleared() const {
     __syncwarp();
     if (threadIdx.x % 32 == 0) barrier_arrive(shared_address(&common().cleared));
   }
-}
+  // The values that the block takes first of the next attention, at the end of the product before, when x is no longer read;
+  // where they are is found while the task is still that of the last attention.
+  __device__ void bring_values(const DecodeAttention& call) {
+    const Task& task = sequences().task;
+    CachePlace values(task, call);
+    if (!is_task(task, blockIdx.x, call)) values.boxes = 0;
+    say_cleared();
+    barrier_wait(shared_address(&common().values_fit), state_ & 1), state_ ^= 1;
+    if (values.boxes > 0) stage(values, call, true, false), state_ |= 4;
+  }
+  __device__ void bring_cache(const DecodeAttention& call) {
+    const int items = items_of_attention(chain_.rows * call.kv_heads, gridDim.x);
+#pragma unroll 1
+    for (int item = blockIdx.x; item < items; item += gridDim.x) {
+      barrier_wait(shared_address(&common().keys_fit), state_ >> 1 & 1), state_ ^= 2;
+      const CachePlace cache(sequences().task, call);
+      __syncwarp();  // the task is another as soon as those that compute have waited for the copies
+      stage(cache, call, (state_ & 4) == 0, true), state_ &= 3;
+    }
+  }
+
+  const DecodeChain& chain_;
+  const Layout& layout_;
+  // Parities of the barriers values_fit and keys_fit, and, as bit 2, that values come for the next attention already: in one
+  // register, as there are few.
+  uint32_t state_ = 0;
+};
 
 // What those that compute do.
 template <typename Rows, int kDepth>
@@ -203,13 +253,14 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
   const int rows = rows_of<Rows>(chain.rows);
 #pragma unroll 1
   for (int p = 0; p < chain.linked; ++p) {
-    if (p % kBatch == 0) {
-      await_batches();
-      if constexpr (kWhole)
+    if constexpr (kWhole) {
+      if (p % kBatch == 0) {
+        await_batches();
         meet<kStagedBarrier>();
-      else
-        block_sync();
-      copy_globals(chain, layout, p / kBatch + 1), copy_batch(chain, layout, p / kBatch + 2);
+        copy_globals(chain, layout, p / kBatch + 1, threadIdx.x);
+        copy_batch<kThreads>(chain, layout, p / kBatch + 2, threadIdx.x);
+      }
+    } else {
     }
     const Here<kWhole> here{chain, layout, p};
     const Table table = table_of(chain, layout);
@@ -269,11 +320,11 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
             const auto more = [&] { return i / 32 * 32 < quads; };
             if (more())
               o = outputs(i), scale = scale_of_product<Rows>(phase, squares, row_of_outputs<false>(share, i, rows));
-            const bool attends = last && f.next && f.next->kind == PhaseKind::attention;
+            const bool attends = last && here.attends_next();
             if (attends) fence_copies();
             block_sync();
             if (last && threadIdx.x == kThreads - 1) here.announce();
-            if (attends && threadIdx.x / 32 == kStagingWarp) stage_first_values(f.next->attention, here);
+            if (attends && threadIdx.x == 0) here.ask_for_values();
 #pragma unroll 1
             while (more()) {
               finish<Rows>(phase, sums, rows, o, scale, f);
@@ -286,6 +337,10 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
         }
       } else if (!kWhole) {
         here.await();
+        if (here.attends_next()) {
+          fence_copies(), block_sync();
+          if (threadIdx.x == 0) here.ask_for_values();
+        }
       }
     } else {
       const DecodePhase& before = table.phase(max(p, 1) - 1);
@@ -295,7 +350,6 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
         if (!kWhole && threadIdx.x == 0) here.await_cleared(p);
         grid_sync(chain.counters);
       };
-      if (!kWhole && p == 0 && threadIdx.x / 32 == kStagingWarp) here.prefetch_next();
       const auto await = [&] {
         if constexpr (kWhole)
           here.await();
@@ -338,7 +392,7 @@ __global__ void __launch_bounds__(kBlockThreads<(Rows::kExactly > 0)>, 1)
     if constexpr (kFew)
       meet<kStagedBarrier>();
     else
-      block_sync();
+      await_batches(), block_sync();
     run_phases<Rows, kDepth>(chain, layout);
   } else if (servant < kServants<kFew>) {
     if constexpr (!kFew) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kBringRegisters));
@@ -346,7 +400,7 @@ __global__ void __launch_bounds__(kBlockThreads<(Rows::kExactly > 0)>, 1)
       fill_rings<(Rows::Tiles::kTeams + kBringers<kFew> - 1) / kBringers<kFew>, kFew ? 60 : 20>(
           chain.maps, table_of(chain, layout), rings);
     else if constexpr (!kFew)
-      clear_places(chain, layout);
+      Preparation(chain, layout).run();
     if (chain.linked < chain.phases) {
       if constexpr (!kFew) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kChooseRegisters));
       __syncwarp();

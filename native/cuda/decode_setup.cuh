@@ -4,21 +4,26 @@
 
 namespace q4::gpu::decode {
 
-// The descriptions of a chain's phases, by the first threads that compute: asked for two batches ahead of their use, the
-// globals of their products, which they point to, one. (Reading them where they are would take as long as a phase's wait.)
-__device__ inline void copy_batch(const DecodeChain& chain, const Layout& layout, int batch) {
+// The descriptions of a chain's phases, by some threads, of which this is number `thread`: asked for two batches ahead of their
+// use, the globals of their products, which they point to, one. (Reading them where they are would take as long as a phase's
+// wait.)
+template <int kOf>
+__device__ inline void copy_batch(const DecodeChain& chain, const Layout& layout, int batch, int thread) {
   constexpr int kPiece = 16, kPieces = sizeof(DecodePhase) / kPiece;
-  static_assert(sizeof(DecodePhase) % kPiece == 0 && kBatch * kPieces <= kThreads);
-  const int first = batch * kBatch, i = threadIdx.x;
-  if (i < min(kBatch, chain.phases - first) * kPieces)
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(
-                     shared_address(&place<DecodePhase>(layout.table) + slot_of(first)) + i * kPiece),
-                 "l"(reinterpret_cast<const char*>(chain.phase + first) + i * kPiece)
-                 : "memory");
+  static_assert(sizeof(DecodePhase) % kPiece == 0);
+  const int first = batch * kBatch;
+#pragma unroll
+  for (int i = thread; i < kBatch * kPieces; i += kOf)
+    if (i < (chain.phases - first) * kPieces)
+      asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(
+                       shared_address(&place<DecodePhase>(layout.table) + slot_of(first)) + i * kPiece),
+                   "l"(reinterpret_cast<const char*>(chain.phase + first) + i * kPiece)
+                   : "memory");
 }
-__device__ inline void copy_globals(const DecodeChain& chain, const Layout& layout, int batch) {
-  const int p = batch * kBatch + static_cast<int>(threadIdx.x) / 3, m = threadIdx.x % 3;
-  if (threadIdx.x >= kBatch * 3 || p >= chain.phases) return;
+__device__ inline void copy_globals(const DecodeChain& chain, const Layout& layout, int batch, int thread) {
+  static_assert(kBatch * 3 <= 32);
+  const int p = batch * kBatch + thread / 3, m = thread % 3;
+  if (thread >= kBatch * 3 || p >= chain.phases) return;
   const DecodePhase& phase = (&place<DecodePhase>(layout.table))[slot_of(p)];
   if (phase.kind == PhaseKind::product && m < phase.product.matrices)
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(
@@ -32,7 +37,8 @@ __device__ inline void await_batches() { asm volatile("cp.async.wait_all;" ::: "
 template <typename Rows>
 __device__ inline void set_up(const DecodeChain& chain, const Layout& layout) {
   constexpr int kAll = kBlockThreads<(Rows::kExactly > 0)>;
-  if (threadIdx.x < kThreads) copy_batch(chain, layout, 0), copy_batch(chain, layout, 1);
+  if (threadIdx.x < kThreads)
+    copy_batch<kThreads>(chain, layout, 0, threadIdx.x), copy_batch<kThreads>(chain, layout, 1, threadIdx.x);
 #pragma unroll 1
   for (int i = threadIdx.x; i < chain.products; i += kAll)
     (&place<DecodeWeights>(layout.weights))[i] = chain.weights[i];
@@ -47,8 +53,9 @@ __device__ inline void set_up(const DecodeChain& chain, const Layout& layout) {
     Common& common = place<Common>(layout.common);
     barrier_init(shared_address(&common.cache_barrier), 1), barrier_init(shared_address(&common.logits_barrier), 1);
     barrier_init(shared_address(&common.begun), 1), barrier_init(shared_address(&common.cleared), 1);
+    barrier_init(shared_address(&common.values_fit), 1), barrier_init(shared_address(&common.keys_fit), 1);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    common.cache_parity = 0, common.values_come = false;
+    common.cache_parity = 0;
   }
   place<Sequences>(layout.sequences).task.item = -1;  // none yet
   Share* const shares = &place<Share>(layout.shares);
@@ -58,7 +65,7 @@ __device__ inline void set_up(const DecodeChain& chain, const Layout& layout) {
                                     rows_of<Rows>(chain.rows));
   await_batches();
   __syncthreads();
-  if (threadIdx.x < kThreads) copy_globals(chain, layout, 0);
+  if (threadIdx.x < kThreads) copy_globals(chain, layout, 0, threadIdx.x);
 #pragma unroll 1
   for (int s = 0; s < chain.shapes; ++s) {
     const DecodeProduct& product = chain.phase[chain.first_of_shape[s]].product;

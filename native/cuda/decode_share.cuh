@@ -44,6 +44,13 @@ __device__ inline void tell(int buffer) {
   buffer ? at_barrier<kBarrier + 1, false>() : at_barrier<kBarrier, false>();
 }
 
+// How many blocks there are, read anew each time: the compiler would hold the number in a register, or spill it.
+__device__ inline int blocks_of_grid() {
+  int n;
+  asm volatile("mov.u32 %0, %%nctaid.x;" : "=r"(n));
+  return n;
+}
+
 // What is in shared memory, read again: without this the compiler holds dozens of pointers in registers all along.
 template <typename T>
 __device__ inline const T& reread(const T& x) {
