@@ -21,11 +21,18 @@ interface Outcome {
   readonly seconds: number;
 }
 
+/** Of what a suite printed: where it was when it was stopped. */
+const lastCheckIn = (output: string): string =>
+  output
+    .split('\n')
+    .findLast((line) => /^(ok|FAIL) /.test(line))
+    ?.trim() ?? 'none';
+
 function sanitized(tool: Tool, binary: string, suite: string, timeoutSeconds: number): Promise<Outcome> {
   return new Promise((resolve) => {
     const began = performance.now();
     const options = ['--tool', tool, '--print-limit', '100000'];
-    const child = spawn('compute-sanitizer', [...options, binary, '--small', '--only', suite], {
+    const child = spawn('compute-sanitizer', [...options, binary, '--small', '--verbose', '--only', suite], {
       stdio: ['ignore', 'pipe', 'pipe'],
       // The sanitizer and the program that it runs end together.
       detached: true,
@@ -45,7 +52,11 @@ function sanitized(tool: Tool, binary: string, suite: string, timeoutSeconds: nu
     };
     child.on('error', (error) => end(() => [`compute-sanitizer does not start: ${error.message}`]));
     child.on('close', (code) =>
-      end((output) => (timedOut ? [`took longer than ${timeoutSeconds} s`] : problemsIn(tool, output, code))),
+      end((output) =>
+        timedOut
+          ? [`took longer than ${timeoutSeconds} s, the last check: ${lastCheckIn(output)}`]
+          : problemsIn(tool, output, code),
+      ),
     );
   });
 }
