@@ -189,7 +189,7 @@ class Preparation {
         copy_globals(chain_, layout_, p / kBatch + 1, lane), copy_batch<32>(chain_, layout_, p / kBatch + 2, lane);
       }
       if (phase(p).kind == PhaseKind::attention) bring_cache(phase(p).attention);
-        // In the first phase, which adds up, those of the next as well, before all blocks meet.
+        // Places of rows: in the first phase, which adds up, those of the next as well, before all blocks meet.
 #pragma unroll 1
       for (int which = p > 0 ? p + kClearedAhead : 0; which <= p + kClearedAhead && which + 1 < chain_.linked; ++which)
         if (phase(which + 1).kind == PhaseKind::product)
