@@ -313,7 +313,7 @@ __device__ inline void hand_on(const Task& t, const Joined<kSlice, kShared>& j, 
   if (lane == 0 && t.part == 0 && call.lse) call.lse[row] = j.largest * kLog2 + logf(j.total);
 }
 
-// The items of an attention that a block takes: those from blockIdx.x on, a grid apart.
+// The end of an attention's items, of which a block takes those from blockIdx.x on, a grid apart.
 __device__ inline int items_of_attention(int units, int blocks) { return max(units, blocks); }
 
 // here: what the phase is linked with (decode_phases.cuh): from() q, k and v, as groups in this order; to() the output.

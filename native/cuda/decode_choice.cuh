@@ -1,5 +1,5 @@
-// The end of a decode step's chain: every row's next token, chosen greedily by the warps that brought the weights before. (By
-// those that compute, the code of all other phases would have fewer registers.) Every block finds the best of the logits that
+// The end of a decode step's chain: every row's next token, chosen greedily by the warps that brought the weights before, or
+// prepared. (By those that compute, the code of all other phases would have fewer registers.) Every block finds the best of the logits that
 // it left itself; the one that is last to say its best chooses.
 #pragma once
 #include "cuda/decode_finish.cuh"
@@ -11,7 +11,7 @@ namespace q4::gpu::decode {
 // lie in lines of their own: all blocks write to each.
 constexpr int kBestApart = kBestBytes / kDecodeRows / 8;
 
-// By the warps that brought weights, kChoosing, of which this is number `warp`. share: the block's of the product before. best:
+// By kChoosing warps, of which this is number `warp`. share: the block's of the product before. best:
 // of a row, and done: how many warps have said theirs; both are zeros between kernels.
 template <int kChoosing>
 __device__ inline void choose(const DecodeChoice& choice, const Share& share, int rows, int warp,

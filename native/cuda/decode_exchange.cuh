@@ -114,7 +114,8 @@ __device__ inline bool is_written(float number) { return __float_as_uint(number)
 
 // By a warp of every block, kClearedAhead phases before a phase hands on rows of so many elements: nobody reads what was
 // there, of as many phases ago, any more, as every block waits in every phase for all that have come to its end. It clears
-// whole lines, and sees to it that they are clear before its block says that it has come further.
+// whole lines, and sees to it that they are clear before its block says that it has come further. (Of so many phases one is a
+// sum, to whose end all blocks come: a product's is come to only by those that have work.)
 __device__ inline void clear_rows(const Exchange& e, int rows, int width) {
   constexpr int kLine = 512, kAtOnce = 2;
   const int lane = threadIdx.x % 32, row_lines = rows * width * 2 / kLine,

@@ -226,7 +226,7 @@ class Preparation {
     if (!is_task(task, blockIdx.x, call)) values.boxes = 0;
     say_cleared();
     barrier_wait(shared_address(&common().values_fit), state_ & 1), state_ ^= 1;
-    if (values.boxes > 0) stage(values, call, true, false), state_ |= 4;
+    if (values.boxes > 0) stage(values, call, true, false), state_ |= kValuesCome;
   }
   __device__ void bring_cache(const DecodeAttention& call) {
     const int items = items_of_attention(chain_.rows * call.kv_heads, gridDim.x);
@@ -235,14 +235,15 @@ class Preparation {
       barrier_wait(shared_address(&common().keys_fit), state_ >> 1 & 1), state_ ^= 2;
       const CachePlace cache(sequences().task, call);
       __syncwarp();  // the task is another as soon as those that compute have waited for the copies
-      stage(cache, call, (state_ & 4) == 0, true), state_ &= 3;
+      stage(cache, call, (state_ & kValuesCome) == 0, true), state_ &= kParities;
     }
   }
 
   const DecodeChain& chain_;
   const Layout& layout_;
-  // Parities of the barriers values_fit and keys_fit, and, as bit 2, that values come for the next attention already: in one
-  // register, as there are few.
+  // Parities of the barriers values_fit and keys_fit, and that values come for the next attention already: in one register, as
+  // there are few.
+  static constexpr uint32_t kParities = 3, kValuesCome = 4;
   uint32_t state_ = 0;
 };
 
@@ -260,7 +261,6 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
         copy_globals(chain, layout, p / kBatch + 1, threadIdx.x);
         copy_batch<kThreads>(chain, layout, p / kBatch + 2, threadIdx.x);
       }
-    } else {
     }
     const Here<kWhole> here{chain, layout, p};
     const Table table = table_of(chain, layout);
@@ -395,7 +395,7 @@ __global__ void __launch_bounds__(kBlockThreads<(Rows::kExactly > 0)>, 1)
       await_batches(), block_sync();
     run_phases<Rows, kDepth>(chain, layout);
   } else if (servant < kServants<kFew>) {
-    if constexpr (!kFew) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kBringRegisters));
+    if constexpr (!kFew) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kServantRegisters));
     if (servant < kBringers<kFew>)
       fill_rings<(Rows::Tiles::kTeams + kBringers<kFew> - 1) / kBringers<kFew>, kFew ? 60 : 20>(
           chain.maps, table_of(chain, layout), rings);

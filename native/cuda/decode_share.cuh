@@ -11,13 +11,13 @@ constexpr int kWarps = 16, kThreads = kWarps * 32, kFinishThreads = 32;
 template <bool kFew>
 constexpr int kBringers = kFew ? 2 : 3;
 template <bool kFew>
-constexpr int kServants = kFew ? 2 : 4;  // that choose tokens
+constexpr int kServants = kFew ? 2 : 4;  // those that choose tokens at the end
 template <bool kFew>
 constexpr int kBlockThreads = kThreads + kServants<kFew> * 32 + (kFew ? kFinishThreads : 0);
-// Registers of more rows: of 96 a thread, which so many threads may have, those that bring weights leave most to the others.
-constexpr int kComputeRegisters = 112, kBringRegisters = 32;
-static_assert(kThreads * kComputeRegisters + kServants<false> * 32 * kBringRegisters <= kBlockThreads<false> * 96);
-// At the end, when those that brought weights choose tokens, they get some back.
+// Registers of more rows: of 96 a thread, which so many threads may have, those that do not compute leave most to the others.
+constexpr int kComputeRegisters = 112, kServantRegisters = 32;
+static_assert(kThreads * kComputeRegisters + kServants<false> * 32 * kServantRegisters <= kBlockThreads<false> * 96);
+// At the end, when they choose tokens, they get some back.
 constexpr int kLeftRegisters = 64, kChooseRegisters = 96;
 static_assert(kThreads * kLeftRegisters + kServants<false> * 32 * kChooseRegisters <= kBlockThreads<false> * 96);
 

@@ -28,6 +28,13 @@ const lastCheckIn = (output: string): string =>
     .findLast((line) => /^(ok|FAIL) /.test(line))
     ?.trim() ?? 'none';
 
+/** Without the checks that passed. */
+const reportsIn = (output: string): string[] =>
+  output
+    .trimEnd()
+    .split('\n')
+    .filter((line) => !line.startsWith('ok '));
+
 function sanitized(tool: Tool, binary: string, suite: string, timeoutSeconds: number): Promise<Outcome> {
   return new Promise((resolve) => {
     const began = performance.now();
@@ -85,7 +92,7 @@ const lane = async (): Promise<void> => {
     const ok = problems.length === 0;
     console.log(`${ok ? 'ok  ' : 'FAIL'} ${tool} ${suite}  ${seconds.toFixed(1)} s`);
     for (const problem of problems) console.log(`     ${problem}`);
-    if (!ok || values.verbose) console.log(output.trimEnd().split('\n').slice(-SHOWN).join('\n'));
+    if (!ok || values.verbose) console.log(reportsIn(output).slice(-SHOWN).join('\n'));
     if (ok) clean++;
     else failed++;
   }
