@@ -402,11 +402,12 @@ __global__ void __launch_bounds__(kBlockThreads<(Rows::kExactly > 0)>, 1)
     else if constexpr (!kFew)
       Preparation(chain, layout).run();
     if (chain.linked < chain.phases) {
-      if constexpr (!kFew) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kChooseRegisters));
+      // Only then have those that compute given back the registers that are asked for.
       __syncwarp();
+      barrier_wait(shared_address(&place<Common>(layout.common).logits_barrier), 0);
+      if constexpr (!kFew) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kChooseRegisters));
       const Table table = table_of(chain, layout);
       const int p = chain.linked;
-      barrier_wait(shared_address(&place<Common>(layout.common).logits_barrier), 0);
       choose<kServants<kFew>>(table.phase(p).choice, table.share[table.phase(p - 1).product.shape], chain.rows, servant,
                               chain.best, reinterpret_cast<uint32_t*>(chain.best) + kBestBytes / 4);
     }

@@ -12,7 +12,10 @@ export type Tool = 'memcheck' | 'racecheck';
  *   thread that issues it, at once, and does not see what waiting for a barrier orders that copies complete; so every later
  *   read counts as a race, however the readers wait;
  * - handed to a warp that meets the others at a named barrier of its own (decode_share.cuh). It reports them even where all
- *   of these warps wait at every such barrier (`bar.sync` instead of `bar.arrive`).
+ *   of these warps wait at every such barrier (`bar.sync` instead of `bar.arrive`);
+ * - read, or written over, by a warp that waits for an mbarrier at which one thread arrives after all have met at a named
+ *   barrier (Preparation in decode_phases.cuh). It takes only that thread's accesses for ordered: a kernel that does nothing
+ *   else is reported, and is not when all of its threads arrive.
  */
 const NOT_FOLLOWED = [
   { file: 'sm90.cuh', function: 'copy_bytes' },
@@ -23,6 +26,9 @@ const NOT_FOLLOWED = [
   { file: 'decode_weights.cuh', function: 'shared_store_if' },
   { file: 'decode_weights.cuh', function: 'shared_store2_if' },
   { file: 'decode_rows.cuh', function: 'leave', of: 'RowsInt8' },
+  { file: 'decode_setup.cuh', function: 'copy_inputs' },
+  { file: 'decode_setup.cuh', function: 'copy_batch' },
+  { file: 'decode_setup.cuh', function: 'copy_globals' },
 ] as const;
 
 interface Access {
