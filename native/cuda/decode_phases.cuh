@@ -300,7 +300,7 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
           const Done* const done = &place<Done>(layout.done) + share.done;
           for (int round = 0, last = 0; !last; ++round) {
             const int quads = quads_of(share, share.template items<typename Rows::Tiles>(round), rows);
-            float* const sums = sums_of<Rows>(layout, rows, round % layout.sums_buffers);
+            float* const sums = sums_of<Rows>(layout, rows, round & (layout.sums_buffers - 1));
             // Between rounds the registers are for what finishes them.
             if (round > 0) multiplier.weights.go_on();
             multiplier.round(share, sums, rows);
