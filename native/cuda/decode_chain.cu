@@ -2,6 +2,7 @@
 #include "cuda/decode_chain.h"
 
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 #include "core/error.h"
@@ -32,8 +33,8 @@ int items_of_round(int rows) {
 }
 
 // Of a share, where the width may be split, so that x has room; and in how many pieces it is split where there is enough
-// of it, so that a block has little of x to stage, and groups of rows can be dealt out evenly.
-constexpr int kMostWidth = 2560, kSplits = 4;
+// of it, so that a block has little of x to stage, and groups of rows can be dealt out evenly; and in how many at most.
+constexpr int kMostWidth = 2560, kSplits = 4, kMostSplits = 6;
 
 // Tiles of the widest share.
 template <typename Rows>
@@ -75,10 +76,29 @@ int kept_of(int rows, int width, int blocks) {
   return (rows <= kWholeRows ? divide_up(groups, blocks) * rows : divide_up(groups * rows, blocks)) * kElements;
 }
 
+// Of a width.
+int strips_of(int width) { return RowsBf16<1>::Tiles::strips(divide_up(width, RowsBf16<1>::kTile)); }
+
+// Blocks that all pieces of a width take when none may have more than `most` strips; more than there are where that is less
+// than a piece has of one group.
+int blocks_of(int groups, int strips, int splits, int most) {
+  int blocks = 0;
+  for (int k = 0; k < splits; ++k) {
+    const int piece = strips_of_piece(strips, splits, k);
+    if (most < piece) return std::numeric_limits<int>::max();
+    blocks += blocks_of_piece(groups, piece, most);
+  }
+  return blocks;
+}
+
 // Items of a product that a block has at most.
 int items_of(const DecodeProduct& product, int blocks) {
-  const int pair = product.paired ? 1 : 0;
-  return divide_up((product.items + pair) >> pair, std::max(1, blocks / product.splits)) << pair;
+  const int pair = product.paired ? 1 : 0, groups = (product.items + pair) >> pair;
+  if (product.splits == 1) return divide_up(groups, blocks) << pair;
+  int most = 0;
+  for (int k = 0; k < product.splits; ++k)
+    most = std::max(most, product.most_strips / strips_of_piece(strips_of(product.width), product.splits, k));
+  return std::min(most, groups);
 }
 
 // Segments of so many items, at most.
@@ -87,14 +107,15 @@ int segments_of(int rows, int items) { return items + divide_up(items, items_of_
 // Blocks that have any.
 int busy_blocks(const DecodeProduct& product, int blocks) {
   const int pair = product.paired ? 1 : 0, groups = (product.items + pair) >> pair;
-  return std::min(blocks / product.splits, groups) * product.splits;
+  return product.splits == 1 ? std::min(blocks, groups)
+                             : blocks_of(groups, strips_of(product.width), product.splits, product.most_strips);
 }
 
 bool same_shares(const DecodeProduct& a, const DecodeProduct& b) {
   for (int m = 0; m < std::max(a.matrices, b.matrices); ++m)
     if (a.matrix[m].outputs != b.matrix[m].outputs) return false;
   return a.matrices == b.matrices && a.width == b.width && a.items == b.items && a.splits == b.splits &&
-         a.paired == b.paired && a.adds == b.adds;
+         a.most_strips == b.most_strips && a.paired == b.paired && a.adds == b.adds;
 }
 
 }  // namespace
@@ -123,22 +144,38 @@ int decode_items(const DecodeProduct& product) {
   return items;
 }
 
-int decode_splits(int rows, int width) {
-  if (rows <= kWholeRows) return 1;
-  const int strips = RowsBf16<1>::Tiles::strips(divide_up(width, RowsBf16<1>::kTile));
-  return std::max(divide_up(width, kMostWidth), std::min(kSplits, std::max(1, strips / 2)));
+DecodeSplit decode_split(int rows, int width, int outputs, const DecodeMachine& machine) {
+  const int strips = strips_of(width), groups = divide_up(outputs, kGroup), blocks = machine.processors;
+  if (rows <= kWholeRows) return {1, 0};
+  const int least = std::max(divide_up(width, kMostWidth), std::min(kSplits, std::max(1, strips / 2)));
+  // The slowest block is what all wait for. More pieces only where its teams of warps have a strip less then: each is one more
+  // sum to add.
+  DecodeSplit best{};
+  for (int splits = least; splits == least || splits <= std::min(kMostSplits, strips); ++splits) {
+    int most = divide_up(strips, splits);
+    while (most < groups * strips && blocks_of(groups, strips, splits, most) > blocks) ++most;
+    if (splits == least || divide_up(most, kTeams) < divide_up(best.most_strips, kTeams)) best = {splits, most};
+  }
+  return best;
 }
 
 bool decode_fits(int rows, int width, int outputs, bool whole, const DecodeMachine& machine) {
   // The copy engine takes rows of scales that are whole pieces of 16 bytes.
   if (machine.capability < 90 || rows > kDecodeRows || width % 256 != 0 || width <= 0) return false;
-  const int splits = whole ? 1 : decode_splits(rows, width);
+  DecodeProduct product{};
+  product.width = width, product.splits = 1;
+  // Pairs, which are dealt out two by two, and three matrices may have some groups more than outputs alone say.
+  product.items = outputs / kGroup + 3;
+  if (!whole) {
+    const DecodeSplit split = decode_split(rows, width, outputs, machine);
+    product.splits = split.splits, product.most_strips = split.most_strips;
+  }
+  const int splits = product.splits;
   // What the blocks that share an attention's keys leave has room.
   if (machine.processors * kDecodeQueries * kPartLanes * 2 > kCopyPieces - kPartPieces) return false;
   // What item_of_strip's reciprocal is exact for, and segments have bits for.
   if (divide_up(width, splits) > kMostTiles * 256 || splits > machine.processors) return false;
-  // Pairs, which are dealt out two by two, and three matrices may have some groups more than outputs alone say.
-  if (divide_up(outputs / kGroup + 3, machine.processors / splits) + 1 > kProductItems) return false;
+  if (items_of(product, machine.processors) + 1 > kProductItems) return false;
   // With all that a chain may need beside it.
   const auto needs = [&](auto type) {
     return Needs{kChainPhases,

@@ -45,6 +45,7 @@ struct DecodeProduct {
   int matrices, width, items;  // items: groups of rows of W
   int maps;                    // the first of the chain's; a pair has one
   int splits;                  // pieces of the width, whose sums the next phase adds; it must be a sum or a join
+  int most_strips;             // that a block has of such a product (decode_share.cuh)
   bool paired, wide_output;
   bool swapped;  // of a pair, matrix 0 is up
   bool adds;     // y is the branch of the next phase's norm, and this phase computes its sum
@@ -162,9 +163,13 @@ struct DecodeMachine {
 // Of a matrix, or of a pair, the second at higher addresses.
 DecodeMaps decode_maps(const Tensor& weight, const Tensor& second);
 DecodeMaps decode_maps_of_cache(const Tensor& keys, const Tensor& values);
-// Groups of rows that the matrices of a product have, and in how many pieces its width is best split.
+// Groups of rows that the matrices of a product have.
 int decode_items(const DecodeProduct& product);
-int decode_splits(int rows, int width);
+// In how many pieces the width of a matrix is best split, and how many strips a block then has at most.
+struct DecodeSplit {
+  int splits, most_strips;
+};
+DecodeSplit decode_split(int rows, int width, int outputs, const DecodeMachine& machine);
 // Whether a product of this shape can be a phase (whole: its width may not be split; outputs: of all matrices).
 bool decode_fits(int rows, int width, int outputs, bool whole, const DecodeMachine& machine);
 // Whether the plan has room for so many more phases, of which one is a product.

@@ -156,7 +156,7 @@ __device__ inline void collect_halves(float (&v)[kQuad], const Exchange& from, i
 }
 // The same of sums, of all pieces of the width, added in their order; they are `stride` groups apart.
 __device__ inline void collect_sums(float (&v)[kQuad], const Exchange& from, int group, int splits, int stride) {
-  constexpr int kAtOnce = 4;
+  constexpr int kAtOnce = 5;
   v[0] = v[1] = v[2] = v[3] = 0;
 #pragma unroll 1
   for (int first = 0; first < splits; first += kAtOnce) {

@@ -305,7 +305,7 @@ DecodePhase& CudaBackend::add_norm_and_product(const Deferred& d, int phases) {
   }
   DecodePhase& phase = add_phase(PhaseKind::product, x.rows());
   phase.norm = norm;
-  phase.product.width = norm.width, phase.product.splits = 1;
+  phase.product.width = norm.width, phase.product.splits = 1, phase.product.most_strips = 0;
   return phase;
 }
 
@@ -316,11 +316,11 @@ void CudaBackend::written(std::initializer_list<Tensor> results) {
 }
 
 // Whether a product may leave y in parts.
-bool CudaBackend::may_split(const Tensor& y, int64_t width) {
+bool CudaBackend::may_split(const Tensor& y, int64_t width) const {
   const int rows = static_cast<int>(y.rows());
   DecodeProduct product{};
   product.matrices = 1, product.matrix[0].outputs = static_cast<int>(y.cols());
-  product.splits = decode_splits(rows, static_cast<int>(width));
+  product.splits = decode_split(rows, static_cast<int>(width), product.matrix[0].outputs, machine_).splits;
   return y.dtype == DType::bf16 && aligned(y) && decode_hands_on(rows, product);
 }
 
@@ -334,7 +334,11 @@ void CudaBackend::add_product(const Tensor& x, const Tensor& weight, const Tenso
   DecodeProduct& product = add_phase(PhaseKind::product, y.rows()).product;
   product.width = static_cast<int>(weight.cols());
   add_matrices(product, {{weight, y.data}}), product.wide_output = y.dtype == DType::f32;
-  product.splits = may_split(y, weight.cols()) ? decode_splits(plan_.chain.rows, product.width) : 1;
+  product.splits = 1;
+  if (may_split(y, weight.cols())) {
+    const DecodeSplit split = decode_split(plan_.chain.rows, product.width, static_cast<int>(weight.rows()), machine_);
+    product.splits = split.splits, product.most_strips = split.most_strips;
+  }
   if (product.splits > 1) product.matrix[0].y = nullptr, open_ = y;
   written({y});
   handed_on_ = y.dtype == DType::bf16 && decode_hands_on(plan_.chain.rows, product) ? y : Tensor{};

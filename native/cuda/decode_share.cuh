@@ -77,6 +77,15 @@ struct Tiles {
   __device__ static uint32_t place(int r, int q) { return r * kRow + (q ^ (r & 7)) * 16; }
 };
 
+// Strips of piece k of a width.
+__host__ __device__ constexpr int strips_of_piece(int strips, int pieces, int k) {
+  return strips * (k + 1) / pieces - strips * k / pieces;
+}
+// Blocks that share `groups` groups of rows of a piece when none has more than `most` strips: pieces are not all as wide.
+__host__ __device__ constexpr int blocks_of_piece(int groups, int strips, int most) {
+  return (groups + most / strips - 1) / (most / strips);
+}
+
 // What a block computes of a product: tiles [first_tile, +tiles) of the width, of `count` items.
 struct Share {
   int piece, first_tile, tiles, strips, first_item, step, count;
@@ -105,14 +114,19 @@ struct Share {
 
 template <typename Tiles>
 __device__ inline void share_out(Share& share, const DecodeProduct& product, int rows) {
-  const int pieces = product.splits, per_piece = static_cast<int>(gridDim.x) / pieces,
-            piece = static_cast<int>(blockIdx.x) % pieces, pair = product.paired ? 1 : 0,
-            groups = (product.items + pair) >> pair;
-  int place = static_cast<int>(blockIdx.x) / pieces;
+  const int pieces = product.splits, pair = product.paired ? 1 : 0, groups = (product.items + pair) >> pair;
+  const int all = (product.width + Tiles::kTile - 1) / Tiles::kTile, all_strips = Tiles::strips(all);
+  // Blocks of a piece are neighbours.
+  int piece = 0, place = static_cast<int>(blockIdx.x), per_piece = static_cast<int>(gridDim.x);
+  if (pieces > 1)
+    for (;; ++piece) {
+      per_piece = blocks_of_piece(groups, strips_of_piece(all_strips, pieces, piece), product.most_strips);
+      if (place < per_piece || piece + 1 == pieces) break;
+      place -= per_piece;
+    }
   // Sums are where x is kept. Of other products the blocks that have one group more are others, that no block has all the
   // more to bring.
   if (!product.adds && groups >= per_piece && place < per_piece) place = (place + per_piece / 2) % per_piece;
-  const int all = (product.width + Tiles::kTile - 1) / Tiles::kTile, all_strips = Tiles::strips(all);
   const int first = all_strips * piece / pieces * Tiles::kTeam;
   const int tiles = min(all, all_strips * (piece + 1) / pieces * Tiles::kTeam) - first;
   int count = place < per_piece && place < groups ? ((groups - place + per_piece - 1) / per_piece) << pair : 0;
