@@ -174,6 +174,7 @@ class CudaBackend final : public Backend {
   void add_product(const Tensor& x, const Tensor& weight, const Tensor& y);
   bool may_split(const Tensor& y, int64_t width) const;
   void continue_chain(const Tensor& x, const Tensor& kept, int phases);
+  int phases_since_sum() const;
   void written(std::initializer_list<Tensor> results);
   bool ends_in_logits(int64_t rows) const;
   bool count_in_chain(int64_t by, int64_t max, const Tensor& x);

@@ -106,6 +106,8 @@ constexpr int kChainWords = (kBestBytes / 4 + 2 + kChainCounters + 1) / 2 * 2;
 // there are several copies, so that not all blocks ask the same part of the second-level cache. The others hold rows, and a
 // number a group.
 constexpr int kExchangeSlots = 8, kExchangeCopies = 2;
+// Of more rows places are cleared so many phases ahead; among that many a chain has a sum (decode_exchange.cuh, clear_rows).
+constexpr int kClearedAhead = kExchangeSlots / 2;
 // Of few rows, tags of x have no more than so many values; what is left of a phase so long ago must be cleared before.
 constexpr int kShortTags = 1 << 15;
 constexpr int64_t kTaggedBytes = int64_t{7} << 20, kRowsBytes = int64_t{4} << 20, kNumbersBytes = int64_t{1} << 20;

@@ -91,7 +91,6 @@ __device__ inline void post_halves(const Exchange& to, int group, const float (&
 // Rows: eight bytes at a time, which no results are: kUnwritten is two NaNs of bf16, or one of f32, that arithmetic never
 // makes.
 constexpr uint32_t kUnwritten = 0xffffffffu;
-constexpr int kClearedAhead = kExchangeSlots / 2;
 __device__ inline char* rows_in(const Exchange& e) { return reinterpret_cast<char*>(e.slot) + kTaggedBytes; }
 __device__ inline float* numbers_in(const Exchange& e) { return reinterpret_cast<float*>(rows_in(e) + kRowsBytes); }
 __device__ inline void put_half(void* to, uint32_t low, uint32_t high) {
@@ -115,7 +114,7 @@ __device__ inline bool is_written(float number) { return __float_as_uint(number)
 // By a warp of every block, kClearedAhead phases before a phase hands on rows of so many elements: nobody reads what was
 // there, of as many phases ago, any more, as every block waits in every phase for all that have come to its end. It clears
 // whole lines, and sees to it that they are clear before its block says that it has come further. (Of so many phases one is a
-// sum, to whose end all blocks come: a product's is come to only by those that have work.)
+// sum, which the host sees to: to its end all blocks come, to a product's only those that have work.)
 __device__ inline void clear_rows(const Exchange& e, int rows, int width) {
   constexpr int kLine = 512, kAtOnce = 2;
   const int lane = threadIdx.x % 32, row_lines = rows * width * 2 / kLine,

@@ -210,7 +210,15 @@ void CudaBackend::continue_chain(const Tensor& x, const Tensor& kept, int phases
       kept_ && kept && same_place(kept, kept_) && last.kind == PhaseKind::product && last.product.matrices == 1;
   const bool goes_on =
       x && handed_on_ && same_place(x, handed_on_) && plan_.chain.rows == x.rows() && (kept ? may_add : !open_);
-  if (!goes_on || !decode_has_room(plan_, phases, machine_)) run_chain();
+  // A norm begins with a sum.
+  const bool sum_is_due = plan_.chain.rows > kWholeRows && !kept && phases_since_sum() + 1 >= kClearedAhead;
+  if (!goes_on || sum_is_due || !decode_has_room(plan_, phases, machine_)) run_chain();
+}
+
+int CudaBackend::phases_since_sum() const {
+  int count = 0;
+  for (auto p = plan_.phases.rbegin(); p != plan_.phases.rend() && p->kind != PhaseKind::sum; ++p) ++count;
+  return count;
 }
 
 // Launches the chain; a result that is still in parts is joined first.

@@ -255,6 +255,36 @@ void run_choice(Harness& h, int64_t hidden, int64_t vocabulary, int64_t batch, f
   h.clear();
 }
 
+// Products in a row, without norms, as one chain, or as many as it takes, against one by one.
+void run_products(Harness& h, int64_t width, int64_t batch) {
+  constexpr int kProducts = 7, kTimes = 5;
+  Backend& g = *h.gpu;
+  std::vector<Tensor> weights, x;
+  for (int i = 0; i < kProducts; ++i) weights.push_back(h.nvfp4(width, width).gpu);
+  x.push_back(h.normals(DType::bf16, {batch, width}).gpu);
+  for (int i = 0; i < kProducts; ++i) x.push_back(h.on(g, DType::bf16, {batch, width}));
+  std::vector<std::vector<float>> apart;
+  for (int i = 0; i < kProducts; ++i) {
+    g.linear(x[i], weights[i], x[i + 1]);
+    g.synchronize();
+    apart.push_back(h.read(x[i + 1]));
+  }
+  double worst = 0;
+  for (int time = 0; time < kTimes; ++time) {
+    for (int i = 0; i < kProducts; ++i) g.linear(x[i], weights[i], x[i + 1]);
+    g.synchronize();
+    for (int i = 0; i < kProducts; ++i) {
+      const std::vector<float> got = h.read(x[i + 1]);
+      double error = 0, square = 0;
+      for (size_t j = 0; j < got.size(); ++j)
+        error += (got[j] - apart[i][j]) * (got[j] - apart[i][j]), square += apart[i][j] * apart[i][j];
+      worst = std::max(worst, std::sqrt(error / square));
+    }
+  }
+  h.verdict("products in a row H" + std::to_string(width) + " B" + std::to_string(batch), worst <= 8e-3, worst, 8e-3);
+  h.clear();
+}
+
 }  // namespace
 
 void test_decode_layer(Harness& h) {
@@ -292,6 +322,7 @@ void test_decode_layer(Harness& h) {
         }
         h.clear();
       }
+  for (const int64_t batch : {int64_t{2}, int64_t{3}, int64_t{16}}) run_products(h, h.small ? 256 : 768, batch);
   // With fewer groups of rows than blocks, more, and some that are not whole.
   for (const int64_t vocabulary : {int64_t{1000}, int64_t{4123}})
     for (const int64_t batch : {int64_t{1}, int64_t{2}, int64_t{3}, int64_t{8}, int64_t{16}})
