@@ -21,34 +21,17 @@ struct Multiplier {
         of_x(x, constants, share.tiles, rows),
         segment(table.segments + share.segments[threadIdx.x / 32 / Tiles::kTeam]) {}
 
-  // Before x is there: begins the first tile, if there is one.
-  __device__ bool begin(const Share& share) {
-    static_assert(Rows::kDecodesAhead);
-    const Segment first = *segment;
-    if (first.count == 0 ||
-        first.strip * Tiles::kTeam + static_cast<int>(threadIdx.x) / 32 % Tiles::kTeam >= share.tiles)
-      return false;
-    of_x.decode_ahead(weights.take());
-    return true;
-  }
-  // The warp's tiles of a round, whose sums it leaves. begun: of which the first is.
-  __device__ void round(const Share& share, float* sums, int rows, bool begun) {
+  // The warp's tiles of a round, whose sums it leaves.
+  __device__ void round(const Share& share, float* sums, int rows) {
     const int warp = threadIdx.x / 32, part = warp % Tiles::kTeam, tiles = share.tiles;
-    int i = 0;
-    if constexpr (Rows::kDecodesAhead)
-      if (begun) {
-        of_x.template multiply<true>(weights.take(), segment->strip * Tiles::kTeam + part);
-        weights.give();
-        i = 1;
-      }
-    for (bool last = false; !last; i = 0) {
+    for (bool last = false; !last;) {
       const Segment now = *segment++;
       last = now.last;
 #pragma unroll 1
-      for (; i < now.count; ++i) {
+      for (int i = 0; i < now.count; ++i) {
         const int tile = (now.strip + i) * Tiles::kTeam + part;
         const Stage stage = weights.take();
-        if (Tiles::kTeam == 1 || tile < tiles) of_x.template multiply<false>(stage, tile);
+        if (Tiles::kTeam == 1 || tile < tiles) of_x.multiply(stage, tile);
         weights.give();
       }
       if (now.count == 0) continue;
@@ -301,13 +284,12 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
           const int rounds = share.template rounds<typename Rows::Tiles>();
           for (int round = 0; round < rounds; ++round) {
             if (round >= 2) meet<kReadBarrier>(round % 2);
-            multiplier.round(share, sums_of<Rows>(layout, rows, round % 2), rows, false);
+            multiplier.round(share, sums_of<Rows>(layout, rows, round % 2), rows);
             tell<kLeftBarrier>(round % 2);
           }
           multiplier.weights.keep();
         } else {
           const RowStager<Rows> stager(phase, here.from(), share, x, squares, rows);
-          const bool begun = multiplier.begin(share);
           here.await();
           stager.stage();
           block_sync();
@@ -321,7 +303,7 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
             float* const sums = sums_of<Rows>(layout, rows, round & (layout.sums_buffers - 1));
             // Between rounds the registers are for what finishes them.
             if (round > 0) multiplier.weights.go_on();
-            multiplier.round(share, sums, rows, round == 0 && begun);
+            multiplier.round(share, sums, rows);
             multiplier.weights.keep();
             last = (round + 1) * share.template round_items<typename Rows::Tiles>() >= share.count;
             // What the first outputs of a thread are it finds while others still multiply.
@@ -351,7 +333,6 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
                 o = outputs(i), scale = scale_of_product<Rows>(phase, squares, row_of_outputs<false>(share, i, rows));
             }
             if (layout.sums_buffers == 1) block_sync();
-            multiplier.of_x.forget_ahead();
           }
         }
       } else if (!kWhole) {

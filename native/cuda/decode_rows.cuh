@@ -100,74 +100,32 @@ struct RowsBf16 {
       for (int e = 0; e < 4; ++e) sum[t][e] = other[t][e] = 0;
   }
 
-  // A word of codes of rows g and g + 8 as bf16: what two products take of W.
-  struct Decoded {
-    uint32_t first[4], second[4];
-    __device__ void zero() {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) first[j] = second[j] = 0;
-    }
-  };
-  // The block scales of a unit's first two words and of its last two, of either row.
-  struct Factors {
-    uint32_t half[2];
-    __device__ Factors(const LaneScales<Tiles>& scales, int unit) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) half[h] = scale_pair(__byte_perm(scales.word[h], 0, unit ? 0x4342 : 0x4140));
-    }
-  };
-  __device__ static void decode(Decoded& w, const LaneCodes<Tiles>& codes, int i, const Factors& factors) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      uint32_t pairs[4];
-      code_pairs(codes.word[h][i], pairs);
-#pragma unroll
-      for (int p = 0; p < 4; ++p) pairs[p] = mul_bf16x2_by(pairs[p], factors.half[h], i / 2);
-      w.first[h] = pairs[0], w.first[2 + h] = pairs[1], w.second[h] = pairs[2], w.second[2 + h] = pairs[3];
-    }
-  }
-
-  // The first unit of a product's first tile, decoded before x is there. Forgotten once that is multiplied, or registers
-  // would hold it from round to round.
-  static constexpr bool kDecodesAhead = true;
-  static constexpr int kWordsOfUnit = 4;
-  Decoded ahead[kWordsOfUnit];
-  __device__ void decode_ahead(const Stage& stage) {
-    const Factors factors(LaneScales<Tiles>(stage), 0);
-    const LaneCodes<Tiles> codes(stage, 0);
-#pragma unroll
-    for (int i = 0; i < kWordsOfUnit; ++i) decode(ahead[i], codes, i, factors);
-  }
-  __device__ void forget_ahead() {
-#pragma unroll
-    for (Decoded& w : ahead) w.zero();
-  }
-
-  __device__ void add_product(const Decoded& w, uint32_t from) {
-#pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-      const uint4 v = shared_load(x[t] + from);
-      mma(sum[t], w.first, v.x, v.y);
-      mma(other[t], w.second, v.z, v.w);
-    }
-  }
-  // Adds the product with the tile in `stage`, which is tile `tile` of the share's width. kAhead: its first unit is decoded.
-  template <bool kAhead>
+  // Adds the product with the tile in `stage`, which is tile `tile` of the share's width.
   __device__ void multiply(const Stage& stage, int tile) {
     const LaneScales<Tiles> scales(stage);
 #pragma unroll
     for (int unit = 0; unit < kTile / kUnit; ++unit) {
-      const LaneCodes<Tiles> codes(stage, unit);
-      const Factors factors(scales, unit);
+      const LaneCodes<Tiles> w(stage, unit);
+      uint32_t factors[2];
 #pragma unroll
-      for (int i = 0; i < kWordsOfUnit; ++i) {
-        const uint32_t from = tile * (kTile * 2) + (unit * kWordsOfUnit + i) * 64;
-        if (kAhead && unit == 0) {
-          add_product(ahead[i], from);
-        } else {
-          Decoded w;
-          decode(w, codes, i, factors);
-          add_product(w, from);
+      for (int half = 0; half < 2; ++half)
+        factors[half] = scale_pair(__byte_perm(scales.word[half], 0, unit ? 0x4342 : 0x4140));
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        uint32_t a[2][4];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          code_pairs(w.word[half][i], a[half]);
+#pragma unroll
+          for (int p = 0; p < 4; ++p) a[half][p] = mul_bf16x2_by(a[half][p], factors[half], i / 2);
+        }
+        const uint32_t first[4] = {a[0][0], a[1][0], a[0][1], a[1][1]},
+                       second[4] = {a[0][2], a[1][2], a[0][3], a[1][3]};
+#pragma unroll
+        for (int t = 0; t < kTiles; ++t) {
+          const uint4 v = shared_load(x[t] + tile * (kTile * 2) + (unit * 4 + i) * 64);
+          mma(sum[t], first, v.x, v.y);
+          mma(other[t], second, v.z, v.w);
         }
       }
     }
@@ -395,10 +353,7 @@ struct RowsInt8 {
       for (int e = 0; e < 2; ++e) sum[r][e] = 0;
   }
 
-  static constexpr bool kDecodesAhead = false;  // there are no registers for that
-  template <bool kAhead>
   __device__ void multiply(const Stage& stage, int tile) {
-    static_assert(!kAhead);
     const LaneScales<Tiles> w_scales(stage);
     float x_scales[kCount][kBlocks];
 #pragma unroll
