@@ -172,7 +172,7 @@ class CudaBackend final : public Backend {
   void add_matrices(DecodeProduct& product, std::initializer_list<Projection> projections, bool paired = false);
   DecodePhase& add_norm_and_product(const Deferred& norm, int phases);
   void add_product(const Tensor& x, const Tensor& weight, const Tensor& y);
-  bool may_split(const Tensor& y, int64_t width) const;
+  DecodeSplit split_of(const Tensor& y, int64_t width) const;
   void continue_chain(const Tensor& x, const Tensor& kept, int phases);
   int phases_since_sum() const;
   void written(std::initializer_list<Tensor> results);

@@ -146,7 +146,7 @@ int decode_items(const DecodeProduct& product) {
 
 DecodeSplit decode_split(int rows, int width, int outputs, const DecodeMachine& machine) {
   const int strips = strips_of(width), groups = divide_up(outputs, kGroup), blocks = machine.processors;
-  if (rows <= kWholeRows) return {1, 0};
+  if (rows <= kWholeRows) return {};
   const int least = std::max(divide_up(width, kMostWidth), std::min(kSplits, std::max(1, strips / 2)));
   // The slowest block is what all wait for. More pieces only where its teams of warps have a strip less then: each is one more
   // sum to add.
@@ -156,25 +156,20 @@ DecodeSplit decode_split(int rows, int width, int outputs, const DecodeMachine& 
     while (most < groups * strips && blocks_of(groups, strips, splits, most) > blocks) ++most;
     if (splits == least || divide_up(most, kTeams) < divide_up(best.most_strips, kTeams)) best = {splits, most};
   }
-  return best;
+  return best.splits > 1 ? best : DecodeSplit{};
 }
 
-bool decode_fits(int rows, int width, int outputs, bool whole, const DecodeMachine& machine) {
+bool decode_fits(int rows, int width, int outputs, const DecodeSplit& split, const DecodeMachine& machine) {
   // The copy engine takes rows of scales that are whole pieces of 16 bytes.
   if (machine.capability < 90 || rows > kDecodeRows || width % 256 != 0 || width <= 0) return false;
   DecodeProduct product{};
-  product.width = width, product.splits = 1;
+  product.width = width, product.splits = split.splits, product.most_strips = split.most_strips;
   // Pairs, which are dealt out two by two, and three matrices may have some groups more than outputs alone say.
   product.items = outputs / kGroup + 3;
-  if (!whole) {
-    const DecodeSplit split = decode_split(rows, width, outputs, machine);
-    product.splits = split.splits, product.most_strips = split.most_strips;
-  }
-  const int splits = product.splits;
   // What the blocks that share an attention's keys leave has room.
   if (machine.processors * kDecodeQueries * kPartLanes * 2 > kCopyPieces - kPartPieces) return false;
   // What item_of_strip's reciprocal is exact for, and segments have bits for.
-  if (divide_up(width, splits) > kMostTiles * 256 || splits > machine.processors) return false;
+  if (divide_up(width, split.splits) > kMostTiles * 256 || split.splits > machine.processors) return false;
   if (items_of(product, machine.processors) + 1 > kProductItems) return false;
   // With all that a chain may need beside it.
   const auto needs = [&](auto type) {
@@ -182,7 +177,7 @@ bool decode_fits(int rows, int width, int outputs, bool whole, const DecodeMachi
                  kChainShapes,
                  kChainItems,
                  segments_of(rows, kChainItems) + kChainShapes * kTeams,
-                 tiles_of<typename decltype(type)::type>(width, splits),
+                 tiles_of<typename decltype(type)::type>(width, split.splits),
                  kept_of(rows, width, machine.processors),
                  attention_bytes(kDecodeQueries, rows <= kWholeRows)};
   };

@@ -167,13 +167,14 @@ DecodeMaps decode_maps(const Tensor& weight, const Tensor& second);
 DecodeMaps decode_maps_of_cache(const Tensor& keys, const Tensor& values);
 // Groups of rows that the matrices of a product have.
 int decode_items(const DecodeProduct& product);
-// In how many pieces the width of a matrix is best split, and how many strips a block then has at most.
+// In how many pieces the width of a matrix is split, and how many strips a block then has at most, where that is more than one.
 struct DecodeSplit {
-  int splits, most_strips;
+  int splits = 1, most_strips = 0;
 };
+// As is best.
 DecodeSplit decode_split(int rows, int width, int outputs, const DecodeMachine& machine);
-// Whether a product of this shape can be a phase (whole: its width may not be split; outputs: of all matrices).
-bool decode_fits(int rows, int width, int outputs, bool whole, const DecodeMachine& machine);
+// Whether a product of this shape, split in this way, can be a phase (outputs: of all matrices).
+bool decode_fits(int rows, int width, int outputs, const DecodeSplit& split, const DecodeMachine& machine);
 // Whether the plan has room for so many more phases, of which one is a product.
 bool decode_has_room(DecodePlan& plan, int phases, const DecodeMachine& machine);
 // Whether two matrices can be a pair.

@@ -1,6 +1,6 @@
 // The end of a decode step's chain: every row's next token, chosen greedily by the warps that brought the weights before, or
-// prepared. (By those that compute, the code of all other phases would have fewer registers.) Every block finds the best of the logits that
-// it left itself; the one that is last to say its best chooses.
+// prepared. (By those that compute, the code of all other phases would have fewer registers.) Every block finds the best of
+// the logits that it left itself; the one that is last to say its best chooses.
 #pragma once
 #include "cuda/decode_finish.cuh"
 #include "cuda/sampling.cuh"

@@ -36,24 +36,24 @@ bool CudaBackend::continues(const Deferred& op) const {
   using K = Deferred::Kind;
   const auto& d = deferred_;
   const size_t n = d.size();
-  const auto fits = [&](int64_t rows, int64_t width, int64_t outputs, bool whole) {
-    return decode_fits(static_cast<int>(rows), static_cast<int>(width), static_cast<int>(outputs), whole, machine_);
+  const auto fits = [&](int64_t rows, int64_t width, int64_t outputs, const DecodeSplit& split = {}) {
+    return decode_fits(static_cast<int>(rows), static_cast<int>(width), static_cast<int>(outputs), split, machine_);
   };
   // With so many outputs of the same product before.
   const auto streams = [&](const Tensor& x, const Tensor& weight, const Tensor& y, int64_t outputs) {
     return weight.dtype == DType::nvfp4 && x.dtype == DType::bf16 && y.dtype == DType::bf16 && aligned(weight) &&
-           aligned(x) && fits(x.rows(), weight.cols(), outputs + weight.rows(), true);
+           aligned(x) && fits(x.rows(), weight.cols(), outputs + weight.rows());
   };
   if (n == 0)
     return op.kind == K::norm && op.t[0].dtype == DType::bf16 && op.t[0].rows() <= kDecodeRows &&
-           fits(op.t[0].rows(), op.t[0].cols(), 0, true) && aligned(op.t[0]) && aligned(op.t[4]) && aligned(op.t[2]) &&
+           fits(op.t[0].rows(), op.t[0].cols(), 0) && aligned(op.t[0]) && aligned(op.t[4]) && aligned(op.t[2]) &&
            (!op.t[1] || (aligned(op.t[1]) && aligned(op.t[3])));
   const Tensor& normed = d[0].t[4];
   if (op.kind == K::linear && op.t[1].dtype == DType::nvfp4 && same_place(op.t[0], normed)) {
     // The head's logits may be f32; the projections of a layer are not.
     if (n == 1)
       return aligned(op.t[1]) && (op.t[2].dtype == DType::bf16 || op.t[2].dtype == DType::f32) &&
-             fits(op.t[0].rows(), op.t[1].cols(), op.t[1].rows(), true);
+             fits(op.t[0].rows(), op.t[1].cols(), op.t[1].rows());
     const int64_t outputs = d[1].t[1].rows() + (n > 3 ? d[3].t[1].rows() : 0);
     if (d[1].t[2].dtype != DType::bf16 || !streams(op.t[0], op.t[1], op.t[2], outputs)) return false;
     return (n == 2 && decode_pair_fits(d[1].t[1], op.t[1])) || (n == 3 && d[2].kind == K::rotate) ||
@@ -77,7 +77,7 @@ bool CudaBackend::continues(const Deferred& op) const {
     case K::linear:
       return n == 4 && d[3].kind == K::swiglu && same_place(op.t[0], d[3].t[2]) && op.t[1].dtype == DType::nvfp4 &&
              op.t[2].dtype == DType::bf16 && aligned(op.t[1]) &&
-             fits(rows, op.t[1].cols(), op.t[1].rows(), !may_split(op.t[2], op.t[1].cols()));
+             fits(rows, op.t[1].cols(), op.t[1].rows(), split_of(op.t[2], op.t[1].cols()));
     case K::norm:
       return false;
   }
@@ -323,13 +323,13 @@ void CudaBackend::written(std::initializer_list<Tensor> results) {
     if (overlap_in_memory(t, kept_)) kept_ = Tensor{};
 }
 
-// Whether a product may leave y in parts.
-bool CudaBackend::may_split(const Tensor& y, int64_t width) const {
-  const int rows = static_cast<int>(y.rows());
+// How the width of a product is split where y may be left in parts; elsewhere it is not.
+DecodeSplit CudaBackend::split_of(const Tensor& y, int64_t width) const {
+  const int rows = static_cast<int>(y.rows()), outputs = static_cast<int>(y.cols());
+  const DecodeSplit split = decode_split(rows, static_cast<int>(width), outputs, machine_);
   DecodeProduct product{};
-  product.matrices = 1, product.matrix[0].outputs = static_cast<int>(y.cols());
-  product.splits = decode_split(rows, static_cast<int>(width), product.matrix[0].outputs, machine_).splits;
-  return y.dtype == DType::bf16 && aligned(y) && decode_hands_on(rows, product);
+  product.matrices = 1, product.matrix[0].outputs = outputs, product.splits = split.splits;
+  return y.dtype == DType::bf16 && aligned(y) && decode_hands_on(rows, product) ? split : DecodeSplit{};
 }
 
 // y = x·Wᵀ as a phase, its width split over blocks where that pays. y is then open until a norm or a join takes it.
@@ -342,11 +342,8 @@ void CudaBackend::add_product(const Tensor& x, const Tensor& weight, const Tenso
   DecodeProduct& product = add_phase(PhaseKind::product, y.rows()).product;
   product.width = static_cast<int>(weight.cols());
   add_matrices(product, {{weight, y.data}}), product.wide_output = y.dtype == DType::f32;
-  product.splits = 1;
-  if (may_split(y, weight.cols())) {
-    const DecodeSplit split = decode_split(plan_.chain.rows, product.width, static_cast<int>(weight.rows()), machine_);
-    product.splits = split.splits, product.most_strips = split.most_strips;
-  }
+  const DecodeSplit split = split_of(y, weight.cols());
+  product.splits = split.splits, product.most_strips = split.most_strips;
   if (product.splits > 1) product.matrix[0].y = nullptr, open_ = y;
   written({y});
   handed_on_ = y.dtype == DType::bf16 && decode_hands_on(plan_.chain.rows, product) ? y : Tensor{};
@@ -441,7 +438,7 @@ bool CudaBackend::linear_streamed(const Tensor& x, const Tensor& weight, const T
       x.rows() > kDecodeRows)
     return false;
   if (!decode_fits(static_cast<int>(x.rows()), static_cast<int>(weight.cols()), static_cast<int>(weight.rows()),
-                   !may_split(y, weight.cols()), machine_))
+                   split_of(y, weight.cols()), machine_))
     return false;
   if (!deferred_.empty()) run_deferred();
   add_product(x, weight, y);

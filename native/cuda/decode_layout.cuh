@@ -14,7 +14,7 @@ namespace q4::gpu::decode {
 struct Layout {
   int table, weights, sequences, shares, done, segments, kept, constants, squares, globals, common, x, sums, parts,
       attention, total;
-  int sums_buffers;
+  int sums_buffers;  // one or two
   int value_boxes, key_boxes;
 };
 
