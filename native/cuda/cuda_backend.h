@@ -192,13 +192,16 @@ class CudaBackend final : public Backend {
   }
   // The stream, with nothing put off.
   cudaStream_t stream() {
+    told_.ids = nullptr;
     if (squares_.count > 0) run_squares();
     if (!deferred_.empty()) run_deferred();
     if (!plan_.phases.empty()) run_chain();
+    if (embedded_.y) run_embedding();
     return stream_.get();
   }
   void discard_put_off() {
     squares_.count = 0;
+    embedded_ = {};
     deferred_.clear();
     discard_chain();
   }
@@ -207,6 +210,12 @@ class CudaBackend final : public Backend {
   DecodePlan plan_;  // phases that are not launched yet
   // What its last phase leaves to the next; the same, where that is in parts and not in memory; what its norms keep.
   Tensor handed_on_, open_, kept_;
+  // An embedding that is put off, for a chain to begin with; nothing else is put off before it.
+  struct Embedded {
+    Tensor table, ids, y;
+  } embedded_;
+  static bool may_begin_chain(const Embedded& e);
+  void run_embedding();
   // increment() of x, put off until the chain, which ends in logits, goes on to choose tokens, or is launched without.
   struct Count {
     Tensor x;
@@ -252,10 +261,24 @@ class CudaBackend final : public Backend {
     PinnedMemory memory;
     int64_t bytes = 0;
     Event copied;
+    // Of the chain that tells what is read, instead of a copy, and how many words.
+    uint32_t number = 0;
+    int words = 0;
   };
   // Waits for the last copy and makes the buffer hold `bytes`; Q4401 when it cannot, saying what it is for.
   static void reserve(Pinned& buffer, int64_t bytes, const char* purpose);
   Pinned staging_[2], readback_[2];
+  // The tokens that recorded chains have told, of the last few.
+  struct Told {
+    static constexpr int kPlaces = 4;
+    PinnedMemory memory;
+    uint32_t number = 0;  // of the last; 0 is none
+    const int32_t* ids = nullptr;
+    int rows = 0;
+    uint2* place(uint32_t of) const { return static_cast<uint2*>(memory.get()) + of % kPlaces * kDecodeRows; }
+  } told_;
+  void run_recorded(const DecodeLaunch& chain);
+  void await_told(Pinned& buffer);
   Event epoch_, mark_;
 
   // A program is run plainly once (so that everything lazy exists), recorded the second time, replayed from then on.
@@ -265,12 +288,15 @@ class CudaBackend final : public Backend {
     std::vector<char> contents;  // until it is there
     int phases = 0;
   };
+  // What is but one chain is launched as such: it is set up while what is before it ends, a graph is not.
   struct Recording {
     int runs = 0;
     std::vector<Script> scripts;
     GraphExec graph;
+    DecodeLaunch chain;
   };
   std::vector<Script> scripts_;  // of the recording that is being made
+  DecodeLaunch last_chain_;      // in it
   std::map<uint64_t, Recording> recordings_;
   enum class Mode { plain, recording, replaying } mode_ = Mode::plain;
 };

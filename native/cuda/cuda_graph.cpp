@@ -13,12 +13,12 @@ bool CudaBackend::begin_run(uint64_t program, bool profiled) {
   mode_ = Mode::plain;
   if (profiled) return true;
   Recording& recording = recordings_[program];
-  if (recording.graph) {
+  if (recording.graph || recording.chain.launch) {
     mode_ = Mode::replaying;
     return false;
   }
   if (recording.runs > 0) {
-    scripts_.clear();
+    scripts_.clear(), last_chain_ = {};
     Q4_CHECK(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
     mode_ = Mode::recording;
   }
@@ -57,14 +57,23 @@ void CudaBackend::end_run(uint64_t program) {
       script.contents = {};
     }
     recording.scripts = std::exchange(scripts_, {});
-    Q4_CHECK(cudaGraphInstantiate(recording.graph.out(), graph.get(), 0));
+    size_t nodes = 0;
+    Q4_CHECK(cudaGraphGetNodes(graph.get(), nullptr, &nodes));
+    DecodeLaunch chain = std::exchange(last_chain_, {});
+    if (nodes == 1 && chain.launch)
+      recording.chain = std::move(chain);
+    else
+      Q4_CHECK(cudaGraphInstantiate(recording.graph.out(), graph.get(), 0));
   }
   if (mode == Mode::plain) {
     if (!std::current_exception()) ++recording.runs;
     return;
   }
   for (const Script& script : recording.scripts) use_tags(script.phases);
-  Q4_CHECK(cudaGraphLaunch(recording.graph.get(), stream));
+  if (recording.chain.launch)
+    run_recorded(recording.chain);
+  else
+    Q4_CHECK(cudaGraphLaunch(recording.graph.get(), stream));
 }
 
 void CudaBackend::forget(uint64_t program) noexcept {

@@ -270,8 +270,7 @@ std::vector<char> decode_script(DecodePlan& plan, const char* place, const Decod
   return script;
 }
 
-void decode_chain(DecodePlan& plan, const DecodeMachine& machine, cudaStream_t stream) {
-  const DecodeChain& chain = plan.chain;
+DecodeLaunch decode_launch(DecodePlan& plan, const DecodeMachine& machine) {
   const Needs most = deal_out(plan, machine);
   const auto needs = [&](auto type) {
     Needs n = most;
@@ -280,23 +279,31 @@ void decode_chain(DecodePlan& plan, const DecodeMachine& machine, cudaStream_t s
         n.tiles = std::max(n.tiles, tiles_of<typename decltype(type)::type>(phase.product.width, phase.product.splits));
     return n;
   };
-  const bool run = with_kernel(chain.rows, needs, machine, [&](auto* kernel, const Layout& layout) {
+  DecodeLaunch result;
+  result.rows = plan.chain.rows;
+  if (plan.phases.back().kind == PhaseKind::choice) result.ids = plan.phases.back().choice.ids;
+  with_kernel(plan.chain.rows, needs, machine, [&](auto* kernel, const Layout& layout) {
     allow_shared(kernel, static_cast<size_t>(layout.total));
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(machine.processors));
-    config.blockDim = dim3(chain.rows <= kWholeRows ? kBlockThreads<true> : kBlockThreads<false>);
-    config.dynamicSmemBytes = static_cast<size_t>(layout.total);
-    config.stream = stream;
-    cudaLaunchAttribute attributes[2]{};
-    attributes[0].id = cudaLaunchAttributeCooperative;
-    attributes[0].val.cooperative = 1;
-    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[1].val.programmaticStreamSerializationAllowed = chain.overlaps;
-    config.attrs = attributes;
-    config.numAttrs = 2;
-    Q4_CHECK(cudaLaunchKernelEx(&config, kernel, chain, layout));
+    result.launch = [kernel, layout, chain = plan.chain, blocks = machine.processors](cudaStream_t stream,
+                                                                                      const DecodeTold& told) mutable {
+      chain.told = told;
+      cudaLaunchConfig_t config{};
+      config.gridDim = dim3(static_cast<unsigned>(blocks));
+      config.blockDim = dim3(chain.rows <= kWholeRows ? kBlockThreads<true> : kBlockThreads<false>);
+      config.dynamicSmemBytes = static_cast<size_t>(layout.total);
+      config.stream = stream;
+      cudaLaunchAttribute attributes[2]{};
+      attributes[0].id = cudaLaunchAttributeCooperative;
+      attributes[0].val.cooperative = 1;
+      attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      attributes[1].val.programmaticStreamSerializationAllowed = chain.overlaps;
+      config.attrs = attributes;
+      config.numAttrs = 2;
+      Q4_CHECK(cudaLaunchKernelEx(&config, kernel, chain, layout));
+    };
   });
-  if (!run) throw Error("Q4900", "a decode chain does not fit into shared memory");
+  if (!result.launch) throw Error("Q4900", "a decode chain does not fit into shared memory");
+  return result;
 }
 
 }  // namespace q4::gpu

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "core/tensor.h"
@@ -29,6 +30,15 @@ struct DecodeNorm {
   float* rstd;
   float eps;
   int width;
+};
+
+// x of a chain's first norm, read where it is looked up: rows `ids` of a table of the norm's width. x, which then is a result,
+// may be null.
+struct DecodeEmbedding {
+  const void* table;  // null where x is in memory
+  const int32_t* ids;
+  bf16* x;
+  DType dtype;  // of the table: f32, bf16 or f16
 };
 
 struct DecodeMatrix {
@@ -75,6 +85,13 @@ struct DecodeChoice {
   uint8_t* seen;
   int32_t *ids, *counted;  // [rows]; counted may be null
   int vocabulary, by, max;
+};
+
+// Where, in the host's memory, a choice tells its tokens too: of every row {id, number}, of which number says that id is there.
+// to may be null.
+struct DecodeTold {
+  uint2* to;
+  uint32_t number;
 };
 
 enum class PhaseKind : int { product, sum, attention, join, choice };
@@ -135,6 +152,7 @@ struct DecodeChain {
   int mapped, phases, products, rows, shapes;
   int linked;                        // phases, without a choice, which takes nothing from the exchange
   int first_of_shape[kChainShapes];  // phases
+  DecodeEmbedding embedding;
   bool overlaps;  // is set up while the kernel before may still run: what it reads then was there before that
   // Of all attentions in the chain.
   Frequencies frequencies;
@@ -142,6 +160,7 @@ struct DecodeChain {
   char* exchange;                                 // kExchangeBytes, zeros in the beginning, used for nothing else
   uint32_t* counters;                             // kChainCounters
   unsigned long long* best;                       // kBestBytes, and a count; zeros between kernels
+  DecodeTold told;                                // another in every launch
   // Of more than kWholeRows rows. Tickets: one a sequence and key head, zero between kernels. Parts of a softmax,
   // kDecodeQueries a block: a maximum, a sum and D values, 132 floats.
   uint32_t* tickets;
@@ -184,6 +203,12 @@ bool decode_hands_on(int rows, const DecodeProduct& product);
 
 // What the kernel reads from device memory, if that lies at `place`; completes the plan.
 std::vector<char> decode_script(DecodePlan& plan, const char* place, const DecodeMachine& machine);
-void decode_chain(DecodePlan& plan, const DecodeMachine& machine, cudaStream_t stream);
+// Launches a chain, which may be done again and again; the plan is then no longer needed.
+struct DecodeLaunch {
+  std::function<void(cudaStream_t, const DecodeTold&)> launch;
+  const int32_t* ids = nullptr;  // [rows] what it ends in choosing, if it does
+  int rows = 0;
+};
+DecodeLaunch decode_launch(DecodePlan& plan, const DecodeMachine& machine);
 
 }  // namespace q4::gpu

@@ -15,7 +15,7 @@ constexpr int kBestApart = kBestBytes / kDecodeRows / 8;
 // of a row, and done: how many warps have said theirs; both are zeros between kernels.
 template <int kChoosing>
 __device__ inline void choose(const DecodeChoice& choice, const Share& share, int rows, int warp,
-                              unsigned long long* best, uint32_t* done) {
+                              unsigned long long* best, uint32_t* done, const DecodeTold& told) {
   using namespace sampling;
   constexpr int kAtOnce = 5, kQuads = kElements / kQuad;
   const int lane = threadIdx.x % 32, vocabulary = choice.vocabulary, quads = share.count * kQuads;
@@ -67,6 +67,9 @@ __device__ inline void choose(const DecodeChoice& choice, const Share& share, in
   if (lane >= rows) return;
   const int id = static_cast<int>(~atomicExch(best + lane * kBestApart, 0));
   choice.ids[lane] = id;
+  if (told.to)
+    *const_cast<volatile uint64_t*>(reinterpret_cast<uint64_t*>(told.to + lane)) =
+        uint64_t{told.number} << 32 | static_cast<uint32_t>(id);
   choice.seen[int64_t{lane} * vocabulary + id] = 1;
   if (choice.counted)
     choice.counted[lane] = static_cast<int>(min(int64_t{choice.counted[lane]} + choice.by, int64_t{choice.max}));

@@ -170,6 +170,7 @@ class Overwritten {
       const int64_t elements = rows * phase.norm.width;
       visit(phase.norm.rstd, rows), visit(phase.norm.normed_out, elements), visit(phase.norm.sum, elements);
       visit(phase.norm.branch_out, elements);
+      if (p == 0) visit(plan.chain.embedding.x, elements);
     }
   }
 
@@ -194,6 +195,7 @@ class Overwritten {
 }  // namespace
 
 DecodePhase& CudaBackend::add_phase(PhaseKind kind, int64_t rows) {
+  if (embedded_.y) run_embedding();
   plan_.chain.rows = static_cast<int>(rows);
   DecodePhase& phase = plan_.phases.emplace_back();
   phase.kind = kind;
@@ -242,7 +244,9 @@ void CudaBackend::run_chain() {
   const Overwritten overwritten(plan_);
   chain.overlaps = mode_ == Mode::recording;
   place_script();
-  decode_chain(plan_, machine_, stream_.get());
+  const DecodeLaunch launch = decode_launch(plan_, machine_);
+  launch.launch(stream_.get(), {});
+  if (mode_ == Mode::recording) last_chain_ = launch;
   if (counted_.x && plan_.phases.back().kind != PhaseKind::choice) count(counted_.by, counted_.max, counted_.x);
 }
 
@@ -296,6 +300,10 @@ void CudaBackend::add_matrices(DecodeProduct& product, std::initializer_list<Pro
 DecodePhase& CudaBackend::add_norm_and_product(const Deferred& d, int phases) {
   const Tensor &x = d.t[0], &branch = d.t[1], &sum = d.t[3], &y = d.t[4], &rstd = d.t[5];
   continue_chain(branch, x, phases);
+  if (embedded_.y && plan_.phases.empty() && !branch && same_place(x, embedded_.y)) {
+    const Embedded e = std::exchange(embedded_, {});
+    plan_.chain.embedding = {e.table.data, e.ids.i32(), e.y.as<bf16>(), e.table.dtype};
+  }
   DecodeNorm norm{};
   norm.width = static_cast<int>(x.cols()), norm.eps = d.eps, norm.weight = d.t[2].f32();
   norm.x = x.as<bf16>(), norm.branch = branch.as<bf16>();
@@ -330,6 +338,12 @@ DecodeSplit CudaBackend::split_of(const Tensor& y, int64_t width) const {
   DecodeProduct product{};
   product.matrices = 1, product.matrix[0].outputs = outputs, product.splits = split.splits;
   return y.dtype == DType::bf16 && aligned(y) && decode_hands_on(rows, product) ? split : DecodeSplit{};
+}
+
+// Whether a chain may begin with it, as far as is known before that.
+bool CudaBackend::may_begin_chain(const Embedded& e) {
+  return e.y.dtype == DType::bf16 && e.y.rows() <= kDecodeRows && e.y.cols() % 16 == 0 && aligned(e.table) &&
+         aligned(e.y);
 }
 
 // y = x·Wᵀ as a phase, its width split over blocks where that pays. y is then open until a norm or a join takes it.

@@ -45,12 +45,23 @@ struct Kept {
   }
 };
 
+// Four elements of a row of an embedding's table, as bf16.
+__device__ inline uint2 look_up_quad(const DecodeEmbedding& embedding, int row, int column, int width) {
+  const int64_t at = int64_t{embedding.ids[row]} * width + column;
+  const auto in = [&](auto type) { return load<kQuad>(static_cast<const decltype(type)*>(embedding.table) + at); };
+  const Pack<kQuad> x = embedding.dtype == DType::bf16  ? in(bf16{})
+                        : embedding.dtype == DType::f16 ? in(f16{})
+                                                        : in(float{});
+  return pack4(x.v);
+}
+
 // A phase of its own: x + branch from memory (first), or with branch from the phase before. splits: as of that, 0 when it
 // left bf16. await: that it has left something; settle: that all blocks have read what the first phase reads; announce: by
 // one thread, that sums come.
 template <typename Rows, typename Await, typename Settle, typename Announce>
-__device__ inline void sum_rows(const DecodeNorm& norm, bool first, const Exchange& source, int splits, int rows,
-                                bf16* kept, const Exchange& to, Await&& await, Settle&& settle, Announce&& announce) {
+__device__ inline void sum_rows(const DecodeNorm& norm, bool first, const DecodeEmbedding& embedding,
+                                const Exchange& source, int splits, int rows, bf16* kept, const Exchange& to,
+                                Await&& await, Settle&& settle, Announce&& announce) {
   const Kept<Rows> mine(rows, norm.width);
   const auto more = [&](int i) { return mine.any(i / 32 * 32); };
   struct Element {
@@ -76,7 +87,13 @@ __device__ inline void sum_rows(const DecodeNorm& norm, bool first, const Exchan
       const Element e = element(i);
       if (!e.inside) continue;
       float x[kQuad], branch[kQuad] = {};
-      unpack4(x, quad(norm.x + e.at));
+      if (embedding.table) {
+        const uint2 words = look_up_quad(embedding, e.row, e.column, norm.width);
+        if (embedding.x) quad(embedding.x + e.at) = words;
+        unpack4(x, words);
+      } else {
+        unpack4(x, quad(norm.x + e.at));
+      }
       if (norm.branch) unpack4(branch, quad(norm.branch + e.at));
 #pragma unroll
       for (int j = 0; j < kQuad; ++j) x[j] += branch[j];

@@ -357,8 +357,8 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
           here.await_by_last_warp();
       };
       if (kWhole || phase.kind == PhaseKind::sum)
-        sum_rows<Rows>(phase.norm, kWhole || p == 0, here.from(), splits, rows, &place<bf16>(layout.kept), here.to(),
-                       await, settle, [&] { here.announce(); });
+        sum_rows<Rows>(phase.norm, kWhole || p == 0, chain.embedding, here.from(), splits, rows,
+                       &place<bf16>(layout.kept), here.to(), await, settle, [&] { here.announce(); });
       else
         here.await(), here.announce_by_one(), join_rows(phase.norm, here.from(), splits, rows);
     }
@@ -409,7 +409,7 @@ __global__ void __launch_bounds__(kBlockThreads<(Rows::kExactly > 0)>, 1)
       const Table table = table_of(chain, layout);
       const int p = chain.linked;
       choose<kServants<kFew>>(table.phase(p).choice, table.share[table.phase(p - 1).product.shape], chain.rows, servant,
-                              chain.best, reinterpret_cast<uint32_t*>(chain.best) + kBestBytes / 4);
+                              chain.best, reinterpret_cast<uint32_t*>(chain.best) + kBestBytes / 4, chain.told);
     }
   } else if constexpr (kFew) {
     wait_previous();

@@ -72,10 +72,16 @@ __device__ inline Pack<W> load(const T* p) {
       const float4 words = *reinterpret_cast<const float4*>(p);
       out.v[0] = words.x, out.v[1] = words.y, out.v[2] = words.z, out.v[3] = words.w;
     } else {
-      static_assert(std::is_same_v<T, bf16>);
       const uint2 words = *reinterpret_cast<const uint2*>(p);
-      out.v[0] = low_bf16(words.x), out.v[1] = high_bf16(words.x);
-      out.v[2] = low_bf16(words.y), out.v[3] = high_bf16(words.y);
+      if constexpr (std::is_same_v<T, bf16>) {
+        out.v[0] = low_bf16(words.x), out.v[1] = high_bf16(words.x);
+        out.v[2] = low_bf16(words.y), out.v[3] = high_bf16(words.y);
+      } else {
+        out.v[0] = f16_to_f32(static_cast<uint16_t>(words.x)),
+        out.v[1] = f16_to_f32(static_cast<uint16_t>(words.x >> 16));
+        out.v[2] = f16_to_f32(static_cast<uint16_t>(words.y)),
+        out.v[3] = f16_to_f32(static_cast<uint16_t>(words.y >> 16));
+      }
     }
   } else if constexpr (std::is_same_v<T, float>) {
     static_assert(W == 8);

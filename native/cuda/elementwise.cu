@@ -131,11 +131,19 @@ __global__ void embedding_backward_kernel(const T* dy, const int32_t* ids, Out* 
 }  // namespace
 
 void CudaBackend::embedding(const Tensor& table, const Tensor& ids, const Tensor& y) {
+  (void)stream();
+  embedded_ = {table, ids, y};
+  if (!may_begin_chain(embedded_)) run_embedding();
+}
+
+void CudaBackend::run_embedding() {
+  const Embedded e = std::exchange(embedded_, {});
+  const Tensor &table = e.table, &ids = e.ids, &y = e.y;
   const int64_t rows = y.rows(), width = y.cols();
   by_float(table.dtype, [&](auto in) {
     by_activation(y.dtype, [&](auto out) {
       by_width(wide(width, table, y), [&](auto w) {
-        launch({blocks_for(rows * (width / w), kThreads), kThreads, stream(), 0, overlap()},
+        launch({blocks_for(rows * (width / w), kThreads), kThreads, stream_.get(), 0, overlap()},
                copy_rows<decltype(in), decltype(out), w>, table.as<decltype(in)>(), ids.i32(), y.as<decltype(out)>(),
                rows, width);
       });

@@ -184,46 +184,56 @@ void run_stack(Harness& h, const Layer& l, int64_t dim, int64_t batch, const std
   g.forget(program);
 }
 
-// What a step ends with, norm, head, count and greedy choice, in one chain, plainly, recorded and replayed, against the ops one
-// by one.
-void run_choice(Harness& h, int64_t hidden, int64_t vocabulary, int64_t batch, float penalty) {
+// What a step begins and ends with, embedding, norm, head, count and greedy choice, in one chain, plainly, recorded and
+// replayed, against the ops one by one.
+void run_choice(Harness& h, int64_t hidden, int64_t vocabulary, int64_t batch, float penalty, DType table_dtype) {
   const std::string name = "choice H" + std::to_string(hidden) + " V" + std::to_string(vocabulary) + " B" +
-                           std::to_string(batch) + " penalty " + std::to_string(penalty);
+                           std::to_string(batch) + " penalty " + std::to_string(penalty) + " of " +
+                           dtype_name(table_dtype);
   Backend& g = *h.gpu;
-  const Tensor x = h.normals(DType::bf16, {batch, hidden}).gpu, norm = h.normals(DType::f32, {hidden}).gpu,
-               head = h.nvfp4(vocabulary, hidden).gpu, y = h.on(g, DType::bf16, {batch, hidden}), none;
+  constexpr int kTokens = 40;
+  const Tensor table = h.normals(table_dtype, {kTokens, hidden}).gpu, x = h.on(g, DType::bf16, {batch, hidden}),
+               norm = h.normals(DType::f32, {hidden}).gpu, head = h.nvfp4(vocabulary, hidden).gpu,
+               y = h.on(g, DType::bf16, {batch, hidden}), none;
   const float settings[8] = {1, 0, 1, 0, penalty, 0, 0, 0};
   const Tensor sampling = h.make(DType::f32, {batch, 8}, [&](int64_t i) { return settings[i % 8]; }).gpu,
                rng = h.integers({batch, 2}, [](int64_t) { return 1; }).gpu, rstd = h.on(g, DType::f32, {batch});
   std::vector<uint8_t> marks(batch * vocabulary);
   for (uint8_t& mark : marks) mark = h.below(3) == 0;
-  std::vector<int32_t> first(batch);
-  for (int64_t b = 0; b < batch; ++b) first[b] = static_cast<int32_t>(5 * b);
+  std::vector<int32_t> first(batch), tokens(batch);
+  for (int64_t b = 0; b < batch; ++b) first[b] = static_cast<int32_t>(5 * b), tokens[b] = h.below(kTokens);
   const Tensor logits = h.on(g, DType::f32, {batch, vocabulary}), seen = h.on(g, DType::u8, {batch, vocabulary}),
                past = h.on(g, DType::i32, {batch}), ids = h.on(g, DType::i32, {batch});
   const uint64_t program = 7100 + static_cast<uint64_t>(batch);
-  std::vector<float> apart, plain;  // logits
+  std::vector<float> apart, plain, embedded;  // logits; rows of the table
   for (const char* how : {"one by one", "plain", "recorded", "replayed", "replayed again"}) {
     if (h.small && how[0] == 'r') break;
     const auto next = [&] {
       if (apart.empty()) g.synchronize();
     };
     g.upload(seen.data, marks.data(), static_cast<int64_t>(marks.size())), g.upload(past.data, first.data(), batch * 4);
+    g.upload(ids.data, tokens.data(), batch * 4);
     const std::vector<uint8_t> poison(static_cast<size_t>(tensor_bytes(logits)), 0xff);
     g.upload(logits.data, poison.data(), static_cast<int64_t>(poison.size()));
     if (apart.empty() || g.begin_run(program, false)) {
+      g.embedding(table, ids, x), next();
       g.rms_norm(x, norm, 1e-6f, y, rstd), next();
       g.linear(y, head, logits), next();
       g.increment(1, 60, past), next();
       g.sample(logits, sampling, rng, past, true, seen, ids, none);
     }
     if (!apart.empty()) g.end_run(program);
+    g.start_download(0, ids.data, batch * 4);
+    const auto* const told = static_cast<const int32_t*>(g.finish_download(0));
     g.synchronize();
     // The choice is that of these very logits.
     const std::vector<float> got = h.read(logits), chosen = h.read(ids), counted = h.read(past),
                              seen_now = h.read(seen);
-    int wrong = 0;
+    const std::vector<float> rows = h.read(x);
+    if (embedded.empty()) embedded = rows;
+    int wrong = rows != embedded;
     for (int64_t b = 0; b < batch; ++b) {
+      wrong += static_cast<float>(told[b]) != chosen[b];
       int64_t best = 0;
       const auto penalised = [&](int64_t i) {
         const float v = got[b * vocabulary + i];
@@ -328,7 +338,10 @@ void test_decode_layer(Harness& h) {
     for (const int64_t batch : {int64_t{1}, int64_t{2}, int64_t{3}, int64_t{8}, int64_t{16}})
       for (const float penalty : {1.0f, 1.5f})
         if (!h.small || (vocabulary == 1000 && batch % 8 < 3 && penalty > 1))
-          run_choice(h, h.small ? 256 : 512, vocabulary, batch, penalty);
+          run_choice(h, h.small ? 256 : 512, vocabulary, batch, penalty,
+                     batch % 3 == 0   ? DType::f32
+                     : batch % 2 == 0 ? DType::f16
+                                      : DType::bf16);
 }
 
 }  // namespace q4::test
