@@ -39,7 +39,7 @@ void CudaBackend::attention(const Tensor& q, const Tensor& k, const Tensor& v, c
   const AttentionCall call = describe_call(q, k, v, attend_from, past, shape, out, lse);
   const bool tiles = takes_tiles(q, k, v, shape.head_dim);
   if (tiles && past && call.steps * call.heads / call.kv_heads <= 8 &&
-      call.batch * call.kv_heads < kTickets - kChainWords)
+      call.batch * call.kv_heads < kTickets - kChainCounters)
     return split_attention(call, partials(), Workspace::kPartialBytes / 4, ticket() + 1, processors_, stream(),
                            overlap());
   if (tiles && call.dim <= 128) {

@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "core/error.h"
+#include "cuda/decode_deal.cuh"
 #include "cuda/decode_phases.cuh"
 
 namespace q4::gpu {
@@ -18,7 +19,7 @@ namespace {
 
 using namespace decode;
 
-int divide_up(int a, int b) { return (a + b - 1) / b; }
+constexpr int divide_up(int a, int b) { return (a + b - 1) / b; }
 
 // However many rows there are, tiles, groups and teams are the same.
 constexpr int kGroup = RowsInt8<1>::Tiles::kGroup, kTeam = RowsInt8<1>::Tiles::kTeam,
@@ -26,7 +27,7 @@ constexpr int kGroup = RowsInt8<1>::Tiles::kGroup, kTeam = RowsInt8<1>::Tiles::k
 static_assert(RowsBf16<1>::Tiles::kRow == RowsInt8<1>::Tiles::kRow && RowsBf16<1>::Tiles::kGroup == kGroup &&
               RowsBf16<1>::Tiles::kTeam == kTeam);
 
-int items_of_round(int rows) {
+constexpr int items_of_round(int rows) {
   return rows <= kWholeRows ? RowsInt8<1>::Tiles::kSingleItems
          : rows <= 8        ? RowsBf16<1>::Tiles::kSingleItems
                             : RowsBf16<2>::Tiles::kSingleItems;
@@ -102,7 +103,7 @@ int items_of(const DecodeProduct& product, int blocks) {
 }
 
 // Segments of so many items, at most.
-int segments_of(int rows, int items) { return items + divide_up(items, items_of_round(rows)) * kTeams; }
+constexpr int segments_of(int rows, int items) { return items + divide_up(items, items_of_round(rows)) * kTeams; }
 
 // Blocks that have any.
 int busy_blocks(const DecodeProduct& product, int blocks) {
@@ -161,7 +162,9 @@ DecodeSplit decode_split(int rows, int width, int outputs, const DecodeMachine& 
 
 bool decode_fits(int rows, int width, int outputs, const DecodeSplit& split, const DecodeMachine& machine) {
   // The copy engine takes rows of scales that are whole pieces of 16 bytes.
-  if (machine.capability < 90 || rows > kDecodeRows || width % 256 != 0 || width <= 0) return false;
+  if (machine.capability < 90 || machine.processors > kDecodeBlocks || rows > kDecodeRows || width % 256 != 0 ||
+      width <= 0)
+    return false;
   DecodeProduct product{};
   product.width = width, product.splits = split.splits, product.most_strips = split.most_strips;
   // Pairs, which are dealt out two by two, and three matrices may have some groups more than outputs alone say.
@@ -211,7 +214,7 @@ Needs deal_out(DecodePlan& plan, const DecodeMachine& machine) {
   const int blocks = machine.processors;
   Needs needs{};
   needs.tiles = 1;
-  chain.shapes = chain.products = 0;
+  chain.products = 0, plan.first_of_shape.clear();
   for (size_t p = 0; p < plan.phases.size(); ++p) {
     DecodePhase& phase = plan.phases[p];
     if (phase.kind == PhaseKind::attention)
@@ -226,18 +229,19 @@ Needs deal_out(DecodePlan& plan, const DecodeMachine& machine) {
     if (phase.kind != PhaseKind::product) continue;
     ++chain.products;
     DecodeProduct& product = phase.product;
-    const auto first = [&](int shape) -> const DecodeProduct& {
-      return plan.phases[static_cast<size_t>(chain.first_of_shape[shape])].product;
-    };
-    for (product.shape = 0; product.shape < chain.shapes && !same_shares(product, first(product.shape));)
+    product.shape = 0;
+    for (const int first : plan.first_of_shape) {
+      if (same_shares(product, plan.phases[static_cast<size_t>(first)].product)) break;
       ++product.shape;
-    if (product.shape < chain.shapes || chain.shapes == kChainShapes) continue;
-    chain.first_of_shape[chain.shapes++] = static_cast<int>(p);
+    }
+    const int shapes = static_cast<int>(plan.first_of_shape.size());
+    if (product.shape < shapes || shapes == kChainShapes) continue;
+    plan.first_of_shape.push_back(static_cast<int>(p));
     product.done = needs.items, product.segments = needs.segments;
     const int items = items_of(product, blocks);
     needs.items += items, needs.segments += segments_of(chain.rows, items);
   }
-  needs.products = chain.products, needs.shapes = chain.shapes;
+  needs.products = chain.products, needs.shapes = static_cast<int>(plan.first_of_shape.size());
   return needs;
 }
 
@@ -249,9 +253,34 @@ bool decode_has_room(DecodePlan& plan, int phases, const DecodeMachine& machine)
   return needs.shapes < kChainShapes && needs.items + kProductItems <= kChainItems;
 }
 
+namespace {
+
+// What every block has of the products, one block after the other.
+template <typename Tiles>
+std::vector<char> lists_of(const DecodePlan& plan, const Lists& lists, int blocks) {
+  std::vector<char> all(static_cast<size_t>(blocks) * static_cast<size_t>(lists.bytes));
+  for (int block = 0; block < blocks; ++block) {
+    char* const of_block = all.data() + int64_t{block} * lists.bytes;
+    Share* const shares = reinterpret_cast<Share*>(of_block);
+    for (const int first : plan.first_of_shape) {
+      const DecodeProduct& product = plan.phases[static_cast<size_t>(first)].product;
+      Share& share = shares[product.shape];
+      share = share_of<Tiles>(product, plan.chain.rows, block, blocks);
+      list_segments<Tiles>(share, product, product.segments, reinterpret_cast<Segment*>(of_block + lists.segments));
+      list_done<Tiles>(share, product, reinterpret_cast<Done*>(of_block + lists.done));
+    }
+  }
+  return all;
+}
+
+}  // namespace
+
 std::vector<char> decode_script(DecodePlan& plan, const char* place, const DecodeMachine& machine) {
   DecodeChain& chain = plan.chain;
-  deal_out(plan, machine);
+  const Lists lists(deal_out(plan, machine));
+  static_assert(Lists::align(kChainShapes * sizeof(Share)) + Lists::align(kChainItems * sizeof(Done)) +
+                    Lists::align((segments_of(kDecodeRows, kChainItems) + kChainShapes * kTeams) * sizeof(Segment)) <=
+                kListBytes);
   std::vector<DecodeWeights> weights;
   for (const DecodePhase& phase : plan.phases)
     if (phase.kind == PhaseKind::product)
@@ -267,6 +296,10 @@ std::vector<char> decode_script(DecodePlan& plan, const char* place, const Decod
   chain.mapped = static_cast<int>(plan.maps.size()), chain.phases = static_cast<int>(plan.phases.size());
   chain.linked = chain.phases - (plan.phases.back().kind == PhaseKind::choice ? 1 : 0);
   chain.maps = add(plan.maps), chain.phase = add(plan.phases), chain.weights = add(weights);
+  const int rows = chain.rows, blocks = machine.processors;
+  chain.lists = add(rows <= kWholeRows ? lists_of<RowsInt8<1>::Tiles>(plan, lists, blocks)
+                    : rows <= 8        ? lists_of<RowsBf16<1>::Tiles>(plan, lists, blocks)
+                                       : lists_of<RowsBf16<2>::Tiles>(plan, lists, blocks));
   return script;
 }
 

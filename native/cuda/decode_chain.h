@@ -113,10 +113,6 @@ constexpr int kChainPhases = 512, kChainShapes = 8, kProductItems = 256, kChainI
 // Blocks that have come to the first phase, and that have ended; the last tag given out; of every phase, blocks that have
 // left something. Zero between kernels, but for the tag.
 constexpr int kChainCounters = 3 + kChainPhases;
-// Of a choice, the best token of each row so far, a line each, and then a count of who has said its best.
-constexpr int kBestBytes = kDecodeRows * 128;
-// All of these, from a multiple of 8 bytes on: words, zeros in the beginning.
-constexpr int kChainWords = (kBestBytes / 4 + 2 + kChainCounters + 1) / 2 * 2;
 
 // What phases hand on (decode_exchange.cuh). A slot is written again eight phases later, of few rows three, when, through
 // what blocks waited for in between, all have read it. Its first part holds pieces with tags and nothing else; of few rows
@@ -144,14 +140,14 @@ struct DecodeWeights {
   bool paired;
 };
 
-// What the kernel is told. Maps, phases and weights lie in device memory (decode_script).
+// What the kernel is told. Maps, phases, weights and lists lie in device memory (decode_script).
 struct DecodeChain {
   const DecodeMaps* maps;
   const DecodePhase* phase;
   const DecodeWeights* weights;
-  int mapped, phases, products, rows, shapes;
-  int linked;                        // phases, without a choice, which takes nothing from the exchange
-  int first_of_shape[kChainShapes];  // phases
+  const char* lists;  // of every block, what it has of the products (decode_layout.cuh)
+  int mapped, phases, products, rows;
+  int linked;  // phases, without a choice, which takes nothing from the exchange
   DecodeEmbedding embedding;
   bool overlaps;  // is set up while the kernel before may still run: what it reads then was there before that
   // Of all attentions in the chain.
@@ -159,7 +155,6 @@ struct DecodeChain {
   const int32_t *positions, *past, *attend_from;  // [rows]; attend_from may be null
   char* exchange;                                 // kExchangeBytes, zeros in the beginning, used for nothing else
   uint32_t* counters;                             // kChainCounters
-  unsigned long long* best;                       // kBestBytes, and a count; zeros between kernels
   DecodeTold told;                                // another in every launch
   // Of more than kWholeRows rows. Tickets: one a sequence and key head, zero between kernels. Parts of a softmax,
   // kDecodeQueries a block: a maximum, a sum and D values, 132 floats.
@@ -172,9 +167,14 @@ struct DecodePlan {
   std::vector<DecodeMaps> maps;
   std::vector<DecodePhase> phases;
   DecodeChain chain{};
+  // Of the products' shapes, the first phases; set when the chain is launched.
+  std::vector<int> first_of_shape;
 };
-// What the plan's maps, phases and weights take in device memory, at most.
-constexpr int64_t kScriptBytes = kChainPhases * (sizeof(DecodePhase) + 3 * sizeof(DecodeMaps) + sizeof(DecodeWeights));
+// Blocks at most, and bytes of the lists of each.
+constexpr int kDecodeBlocks = 192, kListBytes = 12 << 10;
+// What the plan's maps, phases, weights and lists take in device memory, at most.
+constexpr int64_t kScriptBytes =
+    kChainPhases * (sizeof(DecodePhase) + 3 * sizeof(DecodeMaps) + sizeof(DecodeWeights)) + kDecodeBlocks * kListBytes;
 
 // What one device allows; asked for once.
 struct DecodeMachine {

@@ -1,21 +1,17 @@
 // The end of a decode step's chain: every row's next token, chosen greedily by the warps that brought the weights before, or
-// prepared. (By those that compute, the code of all other phases would have fewer registers.) Every block finds the best of
-// the logits that it left itself; the one that is last to say its best chooses.
+// prepared. (By those that compute, the code of all other phases would have fewer registers.) Every warp finds the best of
+// some of the logits that its block left, and posts them; a row's block takes the best of all.
 #pragma once
 #include "cuda/decode_finish.cuh"
 #include "cuda/sampling.cuh"
 
 namespace q4::gpu::decode {
 
-// A row's best token so far is a number whose upper half is its key, complemented, and the lower its id, complemented. They
-// lie in lines of their own: all blocks write to each.
-constexpr int kBestApart = kBestBytes / kDecodeRows / 8;
-
-// By kChoosing warps, of which this is number `warp`. share: the block's of the product before. best:
-// of a row, and done: how many warps have said theirs; both are zeros between kernels.
+// By kChoosing warps, of which this is number `warp`. share: the block's of the product before; to: what is handed on, by nobody
+// else.
 template <int kChoosing>
-__device__ inline void choose(const DecodeChoice& choice, const Share& share, int rows, int warp,
-                              unsigned long long* best, uint32_t* done, const DecodeTold& told) {
+__device__ inline void choose(const DecodeChoice& choice, const Share& share, int rows, int warp, const Exchange& to,
+                              const DecodeTold& told) {
   using namespace sampling;
   constexpr int kAtOnce = 5, kQuads = kElements / kQuad;
   const int lane = threadIdx.x % 32, vocabulary = choice.vocabulary, quads = share.count * kQuads;
@@ -55,24 +51,34 @@ __device__ inline void choose(const DecodeChoice& choice, const Share& share, in
   }
 #pragma unroll 1
   for (int offset = 1; offset < lanes; offset *= 2) mine = better_of_lanes(mine, offset);
+  const int posted = blocks_of_grid() * kChoosing, row = static_cast<int>(blockIdx.x);
   if (lane % lanes == 0 && lane / lanes < rows)
-    atomicMax(best + b * kBestApart, ~(uint64_t{mine.key} << 32 | static_cast<uint32_t>(mine.id)));
-  __threadfence();
-  __syncwarp();
-  bool last = false;
-  if (lane == 0) last = atomicAdd(done, 1u) == gridDim.x * kChoosing - 1;
-  if (!__shfl_sync(0xffffffffu, last, 0)) return;
-  __threadfence();
-  if (lane == 0) *done = 0;
-  if (lane >= rows) return;
-  const int id = static_cast<int>(~atomicExch(best + lane * kBestApart, 0));
-  choice.ids[lane] = id;
+    put_piece(to.slot + b * posted + row * kChoosing + warp, mine.key, static_cast<uint32_t>(mine.id), 0, to.tag);
+  if (warp > 0 || row >= rows) return;
+  Best best = no_best(vocabulary);
+#pragma unroll 1
+  for (int first = lane; first < posted; first += kAtOnce * 32) {
+    uint4 piece[kAtOnce];
+    for (bool all = false; !all;) {
+      all = true;
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) piece[j] = peek(to.slot + row * posted + min(first + j * 32, posted - 1));
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) all &= piece[j].w == to.tag;
+    }
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) best = better(best, Best{piece[j].x, static_cast<int>(piece[j].y)});
+  }
+  best = warp_best(best);
+  if (lane > 0) return;
+  const int id = best.id;
+  choice.ids[row] = id;
   if (told.to)
-    *const_cast<volatile uint64_t*>(reinterpret_cast<uint64_t*>(told.to + lane)) =
+    *const_cast<volatile uint64_t*>(reinterpret_cast<uint64_t*>(told.to + row)) =
         uint64_t{told.number} << 32 | static_cast<uint32_t>(id);
-  choice.seen[int64_t{lane} * vocabulary + id] = 1;
+  choice.seen[int64_t{row} * vocabulary + id] = 1;
   if (choice.counted)
-    choice.counted[lane] = static_cast<int>(min(int64_t{choice.counted[lane]} + choice.by, int64_t{choice.max}));
+    choice.counted[row] = static_cast<int>(min(int64_t{choice.counted[row]} + choice.by, int64_t{choice.max}));
 }
 
 }  // namespace q4::gpu::decode

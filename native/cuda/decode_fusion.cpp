@@ -236,8 +236,7 @@ void CudaBackend::run_chain() {
     phase.norm.branch_out = open_.as<bf16>(), phase.norm.width = static_cast<int>(open_.cols());
   }
   DecodeChain& chain = plan_.chain;
-  chain.best = reinterpret_cast<unsigned long long*>(ticket() + kTickets - kChainWords);
-  chain.counters = reinterpret_cast<uint32_t*>(chain.best) + kBestBytes / 4 + 2;
+  chain.counters = ticket() + kTickets - kChainCounters;
   chain.tickets = ticket() + 1;
   chain.exchange = exchange();
   chain.attention_parts = reinterpret_cast<float*>(static_cast<char*>(weight_buffer()) + kAttentionPartsAt);

@@ -25,6 +25,7 @@ struct Common {
   // Of more rows: passed when a phase begins, and when what the block clears in it is clear; when there is room for the next
   // attention's values, and for keys.
   uint64_t begun, cleared, values_fit, keys_fit;
+  uint64_t described;  // of what set_up has brought
   uint32_t cache_parity, first_tag;
 };
 
@@ -37,20 +38,30 @@ struct Needs {
   int attention;        // bytes
 };
 
+// What a block has of the products, one after the other: its shares of each shape (Share), its items (Done), and its teams'
+// segments (Segment). From where on the latter two begin, and all bytes.
+struct Lists {
+  int done, segments, bytes;
+  explicit Lists(const Needs& needs)
+      : done(align(needs.shapes * static_cast<int>(sizeof(Share)))),
+        segments(done + align(needs.items * static_cast<int>(sizeof(Done)))),
+        bytes(segments + align(needs.segments * static_cast<int>(sizeof(Segment)))) {}
+  static constexpr int align(int bytes) { return (bytes + 127) / 128 * 128; }
+};
+
 // shared_bytes: what there is.
 template <typename Rows, int kDepth>
 Layout layout_for(int rows, const Needs& needs, int shared_bytes) {
   constexpr bool kFew = Rows::kExactly > 0;
-  const auto align = [](int bytes) { return (bytes + 127) / 128 * 128; };
+  const auto align = Lists::align;
+  const Lists lists(needs);
   Layout l{};
   l.sums_buffers = rows <= 4 ? 2 : 1;
   l.table = align(Rings<typename Rows::Tiles, kDepth>::kBytes);
   l.weights = l.table + align(kWindow * static_cast<int>(sizeof(DecodePhase)));
   l.sequences = l.weights + align(needs.products * static_cast<int>(sizeof(DecodeWeights)));
   l.shares = l.sequences + align(static_cast<int>(sizeof(Sequences)) + rows * D / 2 * 8);
-  l.done = l.shares + align(needs.shapes * static_cast<int>(sizeof(Share)));
-  l.segments = l.done + align(needs.items * static_cast<int>(sizeof(Done)));
-  l.kept = l.segments + align(needs.segments * static_cast<int>(sizeof(Segment)));
+  l.done = l.shares + lists.done, l.segments = l.shares + lists.segments, l.kept = l.shares + lists.bytes;
   l.constants = l.kept + align(needs.kept * 2);
   l.squares = l.constants + align(Rows::kConstants);
   l.globals = l.squares + align(rows * kSquares<Rows> * 4);

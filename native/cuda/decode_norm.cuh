@@ -99,7 +99,8 @@ __device__ inline void sum_rows(const DecodeNorm& norm, bool first, const Decode
       for (int j = 0; j < kQuad; ++j) x[j] += branch[j];
       quad(kept + i * kQuad) = pack4(x);
     }
-    settle();
+    // What an embedding's rows are read from is not written to.
+    if (!Rows::kExactly || !embedding.table) settle();
   }
   // What does not depend on the phase before, of a thread's first elements, is there when that is.
   Element e = element(threadIdx.x);

@@ -409,7 +409,7 @@ __global__ void __launch_bounds__(kBlockThreads<(Rows::kExactly > 0)>, 1)
       const Table table = table_of(chain, layout);
       const int p = chain.linked;
       choose<kServants<kFew>>(table.phase(p).choice, table.share[table.phase(p - 1).product.shape], chain.rows, servant,
-                              chain.best, reinterpret_cast<uint32_t*>(chain.best) + kBestBytes / 4, chain.told);
+                              exchange_of<kFew>(chain, place<Common>(layout.common).first_tag, p), chain.told);
     }
   } else if constexpr (kFew) {
     wait_previous();

@@ -33,47 +33,45 @@ __device__ inline void copy_globals(const DecodeChain& chain, const Layout& layo
 }
 __device__ inline void await_batches() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-// What a block finds out before it waits for earlier kernels, by all threads.
+__device__ inline void copy_bytes(int to, const void* from, int bytes, uint32_t barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(shared_memory() + to)),
+               "l"(from), "r"(bytes), "r"(barrier)
+               : "memory");
+}
+// What a block has to know before it waits for earlier kernels, by all threads: the first two batches, all that bring weights
+// go by, and what it has of the products. (Found out here, that took ten microseconds.)
 template <typename Rows>
 __device__ inline void set_up(const DecodeChain& chain, const Layout& layout) {
   constexpr int kAll = kBlockThreads<(Rows::kExactly > 0)>;
-  if (threadIdx.x < kThreads)
-    copy_batch<kThreads>(chain, layout, 0, threadIdx.x), copy_batch<kThreads>(chain, layout, 1, threadIdx.x);
-#pragma unroll 1
-  for (int i = threadIdx.x; i < chain.products; i += kAll)
-    (&place<DecodeWeights>(layout.weights))[i] = chain.weights[i];
-    // Maps in memory must be announced to a block's copies.
+  Common& common = place<Common>(layout.common);
+  const uint32_t described = shared_address(&common.described);
+  if (threadIdx.x == 0) {
+    for (uint64_t* barrier : {&common.cache_barrier, &common.logits_barrier, &common.begun, &common.cleared,
+                              &common.values_fit, &common.keys_fit, &common.described})
+      barrier_init(shared_address(barrier), 1);
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    fence_copies();
+    common.cache_parity = 0;
+    const int phases = min(chain.phases, 2 * kBatch) * static_cast<int>(sizeof(DecodePhase)),
+              weights = (chain.products * static_cast<int>(sizeof(DecodeWeights)) + 15) / 16 * 16,
+              lists = layout.kept - layout.shares;
+    barrier_expect(described, phases + weights + lists);
+    copy_bytes(layout.shares, chain.lists + int64_t{blockIdx.x} * lists, lists, described);
+    copy_bytes(layout.weights, chain.weights, weights, described);
+    copy_bytes(layout.table, chain.phase, phases, described);
+  }
+  // Maps in memory must be announced to a block's copies.
 #pragma unroll 1
   for (int i = threadIdx.x; i < chain.mapped * 2; i += kAll)
     asm volatile("fence.proxy.tensormap::generic.acquire.gpu [%0], 128;" ::"l"(i % 2 ? &chain.maps[i / 2].scales
                                                                                      : &chain.maps[i / 2].codes)
                  : "memory");
   Rows::set_constants(&place<uint8_t>(layout.constants));
-  if (threadIdx.x == 0) {
-    Common& common = place<Common>(layout.common);
-    barrier_init(shared_address(&common.cache_barrier), 1), barrier_init(shared_address(&common.logits_barrier), 1);
-    barrier_init(shared_address(&common.begun), 1), barrier_init(shared_address(&common.cleared), 1);
-    barrier_init(shared_address(&common.values_fit), 1), barrier_init(shared_address(&common.keys_fit), 1);
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    common.cache_parity = 0;
-  }
   place<Sequences>(layout.sequences).task.item = -1;  // none yet
-  Share* const shares = &place<Share>(layout.shares);
-  const int shape = threadIdx.x;
-  if (shape < chain.shapes)
-    share_out<typename Rows::Tiles>(shares[shape], chain.phase[chain.first_of_shape[shape]].product,
-                                    rows_of<Rows>(chain.rows));
-  await_batches();
   __syncthreads();
+  barrier_wait(described, 0);
   if (threadIdx.x < kThreads) copy_globals(chain, layout, 0, threadIdx.x);
-#pragma unroll 1
-  for (int s = 0; s < chain.shapes; ++s) {
-    const DecodeProduct& product = chain.phase[chain.first_of_shape[s]].product;
-    list_done<typename Rows::Tiles>(shares[s], product, &place<Done>(layout.done));
-    if (static_cast<int>(threadIdx.x) / 32 == s % kWarps)
-      list_segments<typename Rows::Tiles>(shares[s], product, product.segments, &place<Segment>(layout.segments));
-  }
-  __syncthreads();
 }
 
 // What earlier kernels leave beside what phases take, by those that compute.

@@ -1,4 +1,5 @@
-// How the products of a decode chain are dealt out: to blocks by groups of rows of W, in a block to teams of warps by strips.
+// What a block has of the products of a decode chain, which are dealt out on the host (decode_deal.cuh): to blocks by groups of
+// rows of W, in a block to teams of warps by strips.
 #pragma once
 #include "cuda/decode_chain.h"
 #include "cuda/mma.cuh"
@@ -94,89 +95,26 @@ struct Share {
   int done;                       // where its items are in the list of what is to be finished
   uint16_t segments[kWarps + 1];  // where those of each team begin, in the list of all
 
-  __device__ int item(int i) const { return (first_item + (i >> pair) * step << pair) | (i & pair); }
-  __device__ int item_of_strip(int n) const { return static_cast<int>(static_cast<uint32_t>(n) * per_strip >> 20); }
+  __host__ __device__ int item(int i) const { return (first_item + (i >> pair) * step << pair) | (i & pair); }
+  __host__ __device__ int item_of_strip(int n) const {
+    return static_cast<int>(static_cast<uint32_t>(n) * per_strip >> 20);
+  }
   // Of outputs row after row, which quads are.
   __device__ int divide_by_rows(int n) const { return static_cast<int>(static_cast<uint32_t>(n) * per_row >> 20); }
   template <typename Tiles>
-  __device__ int round_items() const {
+  __host__ __device__ int round_items() const {
     return Tiles::kSingleItems == Tiles::kRoundItems || pair ? Tiles::kRoundItems : Tiles::kSingleItems;
   }
   template <typename Tiles>
-  __device__ int items(int round) const {
-    return min(round_items<Tiles>(), count - round * round_items<Tiles>());
+  __host__ __device__ int items(int round) const {
+    const int left = count - round * round_items<Tiles>();
+    return left < round_items<Tiles>() ? left : round_items<Tiles>();
   }
   template <typename Tiles>
-  __device__ int rounds() const {
+  __host__ __device__ int rounds() const {
     return (count + round_items<Tiles>() - 1) / round_items<Tiles>();
   }
 };
-
-template <typename Tiles>
-__device__ inline void share_out(Share& share, const DecodeProduct& product, int rows) {
-  const int pieces = product.splits, pair = product.paired ? 1 : 0, groups = (product.items + pair) >> pair;
-  const int all = (product.width + Tiles::kTile - 1) / Tiles::kTile, all_strips = Tiles::strips(all);
-  // Blocks of a piece are neighbours.
-  int piece = 0, place = static_cast<int>(blockIdx.x), per_piece = static_cast<int>(gridDim.x);
-  if (pieces > 1)
-    for (;; ++piece) {
-      per_piece = blocks_of_piece(groups, strips_of_piece(all_strips, pieces, piece), product.most_strips);
-      if (place < per_piece || piece + 1 == pieces) break;
-      place -= per_piece;
-    }
-  // Sums are where x is kept. Of other products the blocks that have one group more are others, that no block has all the
-  // more to bring.
-  if (!product.adds && groups >= per_piece && place < per_piece) place = (place + per_piece / 2) % per_piece;
-  const int first = all_strips * piece / pieces * Tiles::kTeam;
-  const int tiles = min(all, all_strips * (piece + 1) / pieces * Tiles::kTeam) - first;
-  int count = place < per_piece && place < groups ? ((groups - place + per_piece - 1) / per_piece) << pair : 0;
-  // The last group of all may be half of one.
-  if (count && (product.items & pair) && (groups - 1 - place) % per_piece == 0) --count;
-  const int strips = Tiles::strips(tiles);
-  share.piece = piece, share.first_tile = first, share.tiles = tiles, share.first_item = place, share.step = per_piece,
-  share.count = count;
-  share.strips = strips, share.per_strip = ((1u << 20) + strips - 1) / max(1, strips);
-  share.per_row = ((1u << 20) + rows - 1) / rows;
-  share.pair = pair, share.done = product.done;
-}
-
-// The strips of a round's items are dealt to the teams in order, in equal numbers; where they cannot be equal the first
-// have one less: those finish the outputs.
-struct Range {
-  int begin, end;  // end > begin where the team has work
-};
-template <typename Tiles>
-__device__ inline Range range_of(const Share& share, int round, int team) {
-  constexpr int kTeams = Tiles::kTeams;
-  const int total = share.items<Tiles>(round) * share.strips;
-  if (total < kTeams) return {min(team, total), min(team + 1, total)};
-  const int each = total / kTeams, with_less = kTeams - total % kTeams, begin = each * team + max(0, team - with_less);
-  return {begin, begin + each + (team >= with_less)};
-}
-// The team that has strip n of a round.
-template <typename Tiles>
-__device__ inline int team_of_strip(int n, int total) {
-  constexpr int kTeams = Tiles::kTeams;
-  if (total < kTeams) return n;
-  const int each = total / kTeams, with_less = kTeams - total % kTeams;
-  return n < each * with_less ? n / each : with_less + (n - each * with_less) / (each + 1);
-}
-
-// Which matrix and which of its groups of rows item `i` of a product is.
-struct Item {
-  int matrix, group;
-};
-template <typename Tiles>
-__device__ inline Item item_of(const DecodeProduct& product, int i) {
-  int matrix = 0;
-  if (!product.paired)
-    for (; matrix + 1 < product.matrices; ++matrix) {
-      const int groups = (product.matrix[matrix].outputs + Tiles::kGroup - 1) / Tiles::kGroup;
-      if (i < groups) break;
-      i -= groups;
-    }
-  return {matrix, i};
-}
 
 // Neighbouring strips of one item, for one team: which its warps multiply and leave the sums of. A team has at least one in
 // every round, if without strips.
@@ -191,46 +129,8 @@ constexpr int kMostTiles = 128;  // of a share
 template <typename Tiles>
 constexpr int kRoundSums = (Tiles::kRoundItems + Tiles::kTeams) * Tiles::kTeam;
 template <typename Tiles>
-__device__ inline int place_of_sums(int which, int team, int warp_of_team) {
+__host__ __device__ constexpr int place_of_sums(int which, int team, int warp_of_team) {
   return (which + team) * Tiles::kTeam + warp_of_team;
-}
-
-// By one warp: what each of all teams does, in lists one after the other, from place `first` on.
-template <typename Tiles>
-__device__ inline void list_segments(Share& share, const DecodeProduct& product, int first, Segment* segments) {
-  const int lane = threadIdx.x % 32, rounds = share.rounds<Tiles>();
-  int count = 0;
-  if (lane < Tiles::kTeams)
-    for (int round = 0; round < rounds; ++round) {
-      const Range range = range_of<Tiles>(share, round, lane);
-      count += range.begin == range.end ? 1 : share.item_of_strip(range.end - 1) - share.item_of_strip(range.begin) + 1;
-    }
-  int end = count;
-#pragma unroll
-  for (int offset = 1; offset < 32; offset *= 2) {
-    const int before = __shfl_up_sync(0xffffffffu, end, offset);
-    if (lane >= offset) end += before;
-  }
-  if (lane == 0) share.segments[0] = static_cast<uint16_t>(first);
-  if (lane >= Tiles::kTeams) return;
-  share.segments[lane + 1] = static_cast<uint16_t>(first + end);
-  Segment* to = segments + first + end - count;
-  for (int round = 0; round < rounds; ++round) {
-    const Range range = range_of<Tiles>(share, round, lane);
-    int at = range.begin, which = share.item_of_strip(at);
-    if (at == range.end) *to++ = {0, 0, 0, 0, 1, 0};
-    for (; at < range.end; ++which) {
-      const int strip = at - which * share.strips, strips = min(share.strips - strip, range.end - at);
-      const Item item = item_of<Tiles>(product, share.item(round * share.round_items<Tiles>() + which));
-      at += strips;
-      *to++ = {static_cast<uint8_t>(strip),
-               static_cast<uint8_t>(strips),
-               static_cast<uint8_t>(which),
-               static_cast<uint8_t>(item.matrix),
-               at == range.end,
-               item.group};
-    }
-  }
 }
 
 // An item whose warps have left their sums: how many, where the first did, and which outputs they are.
@@ -239,22 +139,6 @@ struct Done {
   uint8_t parts, matrix;
   int group;
 };
-
-// The items of a share, by all threads that compute.
-template <typename Tiles>
-__device__ inline void list_done(const Share& share, const DecodeProduct& product, Done* done) {
-#pragma unroll 1
-  for (int i = threadIdx.x; i < share.count; i += kThreads) {
-    const int round = i / share.round_items<Tiles>(), which = i % share.round_items<Tiles>(),
-              total = share.items<Tiles>(round) * share.strips;
-    const int first = team_of_strip<Tiles>(which * share.strips, total),
-              last = team_of_strip<Tiles>((which + 1) * share.strips - 1, total);
-    const Item item = item_of<Tiles>(product, share.item(i));
-    done[share.done + i] = {static_cast<uint16_t>(place_of_sums<Tiles>(which, first, 0)),
-                            static_cast<uint8_t>((last - first + 1) * Tiles::kTeam), static_cast<uint8_t>(item.matrix),
-                            item.group};
-  }
-}
 
 // The phases of a chain come to shared memory in batches, one of which is there before any of its phases begins, and still
 // there in the next.

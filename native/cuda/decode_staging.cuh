@@ -20,7 +20,9 @@ class PieceStager {
       : tag_(Rows::high_half_tag(source.tag)),
         left_(share.tiles * kRowOfTile - static_cast<int>(threadIdx.x)),
         tiles_(share.tiles) {
-    const uint32_t piece = threadIdx.x;
+    uint32_t piece = threadIdx.x;
+    // What follows from the thread alone the compiler would keep from phase to phase; of two rows there are no registers for that.
+    if (Rows::kExactly > 1) asm volatile("" : "+r"(piece));
     from_ = source.slot + piece;
     digits_ = Rows::digits_of(shared_address(x), piece), scales_ = Rows::scales_of(shared_address(x), tiles_, piece);
     // The second piece of each group has its sum of squares. (Where nobody wants them, those of an earlier phase may still be
