@@ -286,7 +286,8 @@ class CudaBackend final : public Backend {
   struct Script {
     DeviceMemory memory;
     std::vector<char> contents;  // until it is there
-    int phases = 0;
+    int phases = 0, mapped = 0;
+    const DecodeMaps* maps = nullptr;
   };
   // What is but one chain is launched as such: it is set up while what is before it ends, a graph is not.
   struct Recording {

@@ -54,6 +54,7 @@ void CudaBackend::end_run(uint64_t program) {
     for (Script& script : scripts_) {
       Q4_CHECK(cudaMemcpyAsync(script.memory.get(), script.contents.data(), script.contents.size(),
                                cudaMemcpyHostToDevice, stream));
+      decode_announce(script.maps, script.mapped, machine_, stream);
       script.contents = {};
     }
     recording.scripts = std::exchange(scripts_, {});

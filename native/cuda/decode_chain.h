@@ -146,7 +146,7 @@ struct DecodeChain {
   const DecodePhase* phase;
   const DecodeWeights* weights;
   const char* lists;  // of every block, what it has of the products (decode_layout.cuh)
-  int mapped, phases, products, rows;
+  int phases, products, rows;
   int linked;  // phases, without a choice, which takes nothing from the exchange
   DecodeEmbedding embedding;
   bool overlaps;  // is set up while the kernel before may still run: what it reads then was there before that
@@ -203,6 +203,8 @@ bool decode_hands_on(int rows, const DecodeProduct& product);
 
 // What the kernel reads from device memory, if that lies at `place`; completes the plan.
 std::vector<char> decode_script(DecodePlan& plan, const char* place, const DecodeMachine& machine);
+// Once a script is there, before any chain goes by it: announces so many maps to all multiprocessors.
+void decode_announce(const DecodeMaps* maps, int count, const DecodeMachine& machine, cudaStream_t stream);
 // Launches a chain, which may be done again and again; the plan is then no longer needed.
 struct DecodeLaunch {
   std::function<void(cudaStream_t, const DecodeTold&)> launch;

@@ -73,9 +73,9 @@ __device__ inline void choose(const DecodeChoice& choice, const Share& share, in
   if (lane > 0) return;
   const int id = best.id;
   choice.ids[row] = id;
+  // As one word, so that whoever sees the number sees the token.
   if (told.to)
-    *const_cast<volatile uint64_t*>(reinterpret_cast<uint64_t*>(told.to + row)) =
-        uint64_t{told.number} << 32 | static_cast<uint32_t>(id);
+    *reinterpret_cast<volatile uint64_t*>(told.to + row) = uint64_t{told.number} << 32 | static_cast<uint32_t>(id);
   choice.seen[int64_t{row} * vocabulary + id] = 1;
   if (choice.counted)
     choice.counted[row] = static_cast<int>(min(int64_t{choice.counted[row]} + choice.by, int64_t{choice.max}));

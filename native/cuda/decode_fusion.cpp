@@ -256,6 +256,7 @@ void CudaBackend::place_script() {
     use_tags(phases);
     const std::vector<char> script = decode_script(plan_, script_place(), machine_);
     Q4_CHECK(cudaMemcpyAsync(script_place(), script.data(), script.size(), cudaMemcpyHostToDevice, stream_.get()));
+    decode_announce(plan_.chain.maps, static_cast<int>(plan_.maps.size()), machine_, stream_.get());
     return;
   }
   // Memory cannot be asked for in the stream's own mode.
@@ -267,6 +268,7 @@ void CudaBackend::place_script() {
   Script& script = scripts_.emplace_back();
   script.memory = DeviceMemory(take(kScriptBytes));
   script.contents = decode_script(plan_, static_cast<char*>(script.memory.get()), machine_), script.phases = phases;
+  script.maps = plan_.chain.maps, script.mapped = static_cast<int>(plan_.maps.size());
 }
 
 void CudaBackend::use_tags(int phases) {

@@ -43,7 +43,6 @@ __device__ inline void copy_bytes(int to, const void* from, int bytes, uint32_t 
 // go by, and what it has of the products. (Found out here, that took ten microseconds.)
 template <typename Rows>
 __device__ inline void set_up(const DecodeChain& chain, const Layout& layout) {
-  constexpr int kAll = kBlockThreads<(Rows::kExactly > 0)>;
   Common& common = place<Common>(layout.common);
   const uint32_t described = shared_address(&common.described);
   if (threadIdx.x == 0) {
@@ -61,12 +60,6 @@ __device__ inline void set_up(const DecodeChain& chain, const Layout& layout) {
     copy_bytes(layout.weights, chain.weights, weights, described);
     copy_bytes(layout.table, chain.phase, phases, described);
   }
-  // Maps in memory must be announced to a block's copies.
-#pragma unroll 1
-  for (int i = threadIdx.x; i < chain.mapped * 2; i += kAll)
-    asm volatile("fence.proxy.tensormap::generic.acquire.gpu [%0], 128;" ::"l"(i % 2 ? &chain.maps[i / 2].scales
-                                                                                     : &chain.maps[i / 2].codes)
-                 : "memory");
   Rows::set_constants(&place<uint8_t>(layout.constants));
   place<Sequences>(layout.sequences).task.item = -1;  // none yet
   __syncthreads();
