@@ -6,7 +6,7 @@
 // block that finishes last, or of few rows by the block of the first piece, which the others send theirs. Of more rows the
 // copy engine brings keys and values to shared memory while q is waited for.
 #pragma once
-#include "cuda/decode_softmax.cuh"
+#include "cuda/decode_attention_staged.cuh"
 
 namespace q4::gpu::decode {
 
@@ -316,6 +316,10 @@ __device__ inline void hand_on(const Task& t, const Joined<kSlice, kShared>& j, 
 // The end of an attention's items, of which a block takes those from blockIdx.x on, a grid apart.
 __device__ inline int items_of_attention(int units, int blocks) { return max(units, blocks); }
 
+// Where there is as a rule room for all keys and values. (Elsewhere the code alone would cost a percent.)
+template <typename Rows>
+constexpr bool kAttendsStaged = Rows::kMostRows > 8;
+
 // here: what the phase is linked with (decode_phases.cuh): from() q, k and v, as groups in this order; to() the output.
 template <typename Rows, typename Here>
 __device__ inline void attend(const DecodeAttention& operands, const Here& here, AttentionMemory& m) {
@@ -358,6 +362,20 @@ __device__ inline void attend(const DecodeAttention& operands, const Here& here,
     block_sync();
     if constexpr (!kFew) here.copies_came();
     const Task& t = reread(here.sequences()).task;
+    if constexpr (kAttendsStaged<Rows>) {
+      if (is_staged(t, here.staged())) {
+        attend_staged<Rows>(
+            t, operands, here.staged(), here.to(), m,
+            [&](auto& keys, int first) {
+              if (here.staged().has_keys(first - t.begin))
+                here.staged().load_keys(keys, first - t.begin);
+              else
+                fetch_keys(keys, t, operands, first);
+            },
+            [&] { here.announce_by_one(); });
+        continue;
+      }
+    }
     const auto before_leaving = [] {
       if constexpr (!kFew) block_sync();  // keys lie where parts will
     };

@@ -77,7 +77,7 @@ Layout layout_for(int rows, const Needs& needs, int shared_bytes) {
     // Keys and values get as much room as is left.
     constexpr int kBox = StagedCache::kBoxBytes, kMost = StagedCache::kMostBoxes;
     l.x = (l.x + 1023) / 1024 * 1024;
-    const int wanted = attention > 0 ? 2 * kMost * kBox + kFixed : 0;
+    const int wanted = attention > 0 ? 2 * kMost * kBox + align(kFixed) : 0;
     l.total = l.x + std::max({x + sums, attention, std::min(shared_bytes - l.x, wanted) / 128 * 128});
     l.sums = l.total - sums, l.attention = l.total - align(kFixed);
     l.parts = l.attention - (attention > 0 ? align(needs.attention - kFixed) : 0);

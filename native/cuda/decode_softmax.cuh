@@ -36,6 +36,7 @@ struct alignas(16) AttentionMemory {
   bf16 q[kQueries][kHeadPitch];
   bf16 new_row[2][D];  // this step's key, and the block's elements of its value
   uint32_t last;
+  alignas(16) float top[kWarps][kQueries];  // of scores, of each warp's keys
 };
 // A part of the softmax: its maximum (of scores times log2 e), its sum, and so many weighted values.
 constexpr int part_floats(int values) { return values + 4; }
@@ -63,6 +64,11 @@ struct StagedCache {
 #pragma unroll
       for (int i = 0; i < 4; ++i)
         fetched.keys[half][i] = shared_load(row + half * 8 * 128 + i / 2 * kHalfBytes + ((i % 2 * 4 + c) ^ g) * 16);
+  }
+  // Where 16 bytes of a value are.
+  __device__ uint32_t value(int key, int piece) const {
+    return memory + key / kBoxKeys * kBoxBytes + piece / 8 * kHalfBytes + key % kBoxKeys * 128 +
+           ((piece % 8 ^ key % 8) * 16);
   }
   // Of so many that are there, half `half`.
   template <typename Fetched>
