@@ -77,7 +77,7 @@ __device__ inline int most_pieces(int units, int blocks) { return max(1, blocks 
 template <int kParts>
 __device__ inline Task task_of(int item, int units, int blocks, const DecodeAttention& operands,
                                const Sequences& sequences) {
-  Task t;
+  Task t{};  // the bytes behind its flags too, of which the compiler would keep what they were
   t.item = item, t.heads = operands.heads, t.kv_heads = operands.kv_heads, t.keys = operands.keys;
   t.piece = item / units, t.unit = item - t.piece * units;
   t.pair = t.unit / kParts, t.part = t.unit % kParts;
@@ -328,7 +328,8 @@ __device__ inline void attend(const DecodeAttention& operands, const Here& here,
   const auto units = [&] { return here.rows() * reread(operands).kv_heads * kParts; };
   const int warp = threadIdx.x / 32;
 #pragma unroll 1
-  for (int item = blockIdx.x; item < items_of_attention(units(), here.blocks()); item += here.blocks()) {
+  for (int item = kFew ? block_of_grid() : blockIdx.x; item < items_of_attention(units(), here.blocks());
+       item += here.blocks()) {
     Fetched<kWideOf<kSlice>> fetched;
     if constexpr (!kFew) {
       // Keys and values are copied to where sums of the phase before may still be read.

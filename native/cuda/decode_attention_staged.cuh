@@ -76,9 +76,11 @@ __device__ inline void attend_staged(const Task& task, const DecodeAttention& op
       const float origin = origin_of(largest[e]);
       const uint32_t both = pack_bf16(exp2_fast(score[e] - origin), exp2_fast(score[e + 2] - origin)),
                      place = weights + (2 * c + e) * kWeightPitch + (warp * kKeys + g) * 2;
-      asm volatile("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\nst.shared.b16 [%0], low;\nst.shared.b16 [%0 + 16], high;\n}"
-                   ::"r"(place), "r"(both)
-                   : "memory");
+      asm volatile(
+          "{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\nst.shared.b16 [%0], low;\nst.shared.b16 [%0 + 16], "
+          "high;\n}" ::"r"(place),
+          "r"(both)
+          : "memory");
     }
   }
   announce();
@@ -106,8 +108,8 @@ __device__ inline void attend_staged(const Task& task, const DecodeAttention& op
   if (g >= t.group) return;
   const int row = t.pair * t.group + g;
   if (c < 2)
-    put_half(rows_in(to) + Rows::place(row * kGroups + warp / 2, warp % 2 * 2) + c * 8, __byte_perm(word, apart, 0x5410),
-             __byte_perm(word, apart, 0x7632));
+    put_half(rows_in(to) + Rows::place(row * kGroups + warp / 2, warp % 2 * 2) + c * 8,
+             __byte_perm(word, apart, 0x5410), __byte_perm(word, apart, 0x7632));
   if (call.out) *reinterpret_cast<uint32_t*>(call.out + int64_t{row} * D + warp * 8 + c * 2) = word;
   if (call.lse && warp == 0 && c == 0) {
     float top = -INFINITY;

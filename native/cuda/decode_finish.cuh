@@ -40,10 +40,10 @@ template <typename Rows>
 __device__ inline float scale_of_product(const DecodePhase& phase, const float* squares, int row) {
   return Rows::kEpilogue * (phase.norm.weight ? scale_of<Rows>(phase.norm, squares, row) : 1.0f);
 }
-// Without that factor.
+// Without that factor. done: where the list of all items is in shared memory.
 template <typename Rows>
-__device__ inline Outputs outputs_of(const DecodePhase& phase, const Share& share, int items, const Done* done,
-                                     int rows, int round, int i, const Finish& f) {
+__device__ inline Outputs outputs_of(const DecodePhase& phase, const Share& share, int items, int done, int rows,
+                                     int round, int i, const Finish& f) {
   static_assert(Rows::Tiles::kGroup == kElements);
   constexpr bool kWhole = Rows::kExactly > 0;
   const DecodeProduct& product = phase.product;
@@ -58,7 +58,7 @@ __device__ inline Outputs outputs_of(const DecodePhase& phase, const Share& shar
            : kWhole && product.adds             ? Outputs::Next::sum
                                                 : Outputs::Next::rows;
   if (which >= items) return o;
-  const Done item = done[round * round_items + which];
+  const Done item = (&place<Done>(done))[share.done + round * round_items + which];
   const DecodeMatrix& m = product.matrix[item.matrix];
   o.from = item.first * Rows::sum_floats(rows) + Rows::sum_place(row, r), o.parts = item.parts;
   const int output = item.group * (kElements >> pair) + r;

@@ -55,7 +55,7 @@ __device__ inline void add_share(float (&v)[kQuad], const float* from, int parts
 // scale_of_product says. announce(): says that the last results are about to be handed on; said earlier, others would ask
 // for them too often, and later, not in time.
 template <typename Rows, Made kMade, typename Staged, typename Announce>
-__device__ inline void finish_rounds(const DecodePhase& phase, const Share& share, const Done* done, int rows,
+__device__ inline void finish_rounds(const DecodePhase& phase, const Share& share, int done, int rows,
                                      const float* sums, const Finish& f, Staged&& staged, Announce&& announce) {
   constexpr bool kPair = kMade == Made::activated;
   const int step = Rows::sum_floats(rows);
@@ -77,7 +77,8 @@ __device__ inline void finish_rounds(const DecodePhase& phase, const Share& shar
     if (first == 0) meet<kLeftBarrier>(buffer);
 
     float v[kQuad], other[kQuad], result[kQuad];
-    add_share<kPair ? 2 : 4>(v, from, o.parts, step, helpers);
+    // (Of two rows there are no registers for more on 10.0.)
+    add_share<(kPair || Rows::kExactly > 1) ? 2 : 4>(v, from, o.parts, step, helpers);
     if (kPair) add_share<2>(other, from + kElements / 2, o.parts, step, helpers);
     if (first == 0 && round + 1 == rounds) announce();
     helpers.add_up(v);

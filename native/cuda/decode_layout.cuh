@@ -90,17 +90,6 @@ Layout layout_for(int rows, const Needs& needs, int shared_bytes) {
   return l;
 }
 
-__device__ inline uint8_t* shared_memory() {
-  extern __shared__ __align__(1024) uint8_t memory[];
-  return memory;
-}
-// Found anew each time, rather than held in registers from phase to phase.
-template <typename T>
-__device__ inline T& place(int offset) {
-  asm volatile("" : "+r"(offset));
-  return *reinterpret_cast<T*>(shared_memory() + offset);
-}
-
 __device__ inline Table table_of(const DecodeChain& chain, const Layout& layout) {
   return {&place<DecodePhase>(layout.table), &place<Share>(layout.shares), &place<Segment>(layout.segments),
           &place<DecodeWeights>(layout.weights), chain.products};

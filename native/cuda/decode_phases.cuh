@@ -53,7 +53,6 @@ __device__ __forceinline__ void finish_products(const DecodeChain& chain, const 
     if (phase.kind != PhaseKind::product) continue;
     const Share& share = table.share[phase.product.shape];
     if (share.count == 0) continue;
-    const Done* const done = &place<Done>(layout.done) + share.done;
     const Finish f = finish_of<true>(chain, layout, p);
     const auto staged = [&] {
       meet<kStagedBarrier>();
@@ -71,11 +70,11 @@ __device__ __forceinline__ void finish_products(const DecodeChain& chain, const 
     };
     const Made made = made_of(phase.product, !f.next);
     if (made == Made::sum)
-      finish_rounds<Rows, Made::sum>(phase, share, done, rows, sums, f, staged, announce);
+      finish_rounds<Rows, Made::sum>(phase, share, layout.done, rows, sums, f, staged, announce);
     else if (made == Made::activated)
-      finish_rounds<Rows, Made::activated>(phase, share, done, rows, sums, f, staged, announce);
+      finish_rounds<Rows, Made::activated>(phase, share, layout.done, rows, sums, f, staged, announce);
     else
-      finish_rounds<Rows, Made::same>(phase, share, done, rows, sums, f, staged, announce);
+      finish_rounds<Rows, Made::same>(phase, share, layout.done, rows, sums, f, staged, announce);
   }
   __syncwarp();
   if (lane == 0) barrier_arrive(shared_address(&place<Common>(layout.common).logits_barrier));
@@ -297,7 +296,6 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
           if (phase.norm.weight)
             leave_norm<Rows>(phase.norm, here.from(), squares, rows, (phase.product.items + share.pair) >> share.pair,
                              threadIdx.x, kThreads);
-          const Done* const done = &place<Done>(layout.done) + share.done;
           for (int round = 0, last = 0; !last; ++round) {
             const int quads = quads_of(share, share.template items<typename Rows::Tiles>(round), rows);
             float* const sums = sums_of<Rows>(layout, rows, round & (layout.sums_buffers - 1));
@@ -311,8 +309,8 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
             asm volatile("" : "+r"(now));  // or what follows from it would be kept while tiles are multiplied
             const Finish f = finish_of<false>(chain, layout, now);
             const auto outputs = [&](int i) {
-              return outputs_of<Rows>(phase, share, share.template items<typename Rows::Tiles>(round), done, rows,
-                                      round, i, f);
+              return outputs_of<Rows>(phase, share, share.template items<typename Rows::Tiles>(round), layout.done,
+                                      rows, round, i, f);
             };
             Outputs o{};
             float scale = 0;

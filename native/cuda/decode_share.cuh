@@ -52,6 +52,24 @@ __device__ inline int blocks_of_grid() {
   return n;
 }
 
+// Which this is, likewise.
+__device__ inline int block_of_grid() {
+  int i;
+  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(i));
+  return i;
+}
+
+__device__ inline uint8_t* shared_memory() {
+  extern __shared__ __align__(1024) uint8_t memory[];
+  return memory;
+}
+// Found anew each time, rather than held in registers from phase to phase.
+template <typename T>
+__device__ inline T& place(int offset) {
+  asm volatile("" : "+r"(offset));
+  return *reinterpret_cast<T*>(shared_memory() + offset);
+}
+
 // What is in shared memory, read again: without this the compiler holds dozens of pointers in registers all along.
 template <typename T>
 __device__ inline const T& reread(const T& x) {

@@ -129,7 +129,7 @@ struct Rings {
 template <typename Tiles, int kDepth>
 class WeightStream {
  public:
-  __device__ explicit WeightStream(const Rings<Tiles, kDepth>& rings) : remembered_(rings.at(threadIdx.x / 32)) {
+  __device__ explicit WeightStream(const Rings<Tiles, kDepth>& rings) : rings_(rings) {
     const int warp = threadIdx.x / 32, place = warp / Tiles::kTeam * kDepth;
     go_on();
     come_ = rings.come(place), free_ = rings.free(place);
@@ -139,13 +139,13 @@ class WeightStream {
   }
   // From where keep() was called last.
   __device__ void go_on() {
-    const uint32_t word = shared_load_u32(remembered_);
+    const uint32_t word = shared_load_u32(remembered());
     at_ = static_cast<int>(word >> 1), parity_ = word & 1;
   }
   // For the next round, or the warp's next product.
   __device__ void keep() const {
     __syncwarp();  // all lanes have read it
-    if (threadIdx.x % 32 == 0) shared_store(remembered_, static_cast<uint32_t>(at_) << 1 | parity_);
+    if (threadIdx.x % 32 == 0) shared_store(remembered(), static_cast<uint32_t>(at_) << 1 | parity_);
     __syncwarp();
   }
 
@@ -163,7 +163,14 @@ class WeightStream {
   }
 
  private:
-  const uint32_t remembered_;
+  // Found anew, rather than held while tiles are multiplied.
+  __device__ uint32_t remembered() const {
+    int warp = threadIdx.x / 32;
+    asm volatile("" : "+r"(warp));
+    return rings_.at(warp);
+  }
+
+  const Rings<Tiles, kDepth> rings_;
   uint32_t come_, free_;
   Stage stage_;  // of the ring's first place
   int at_;
