@@ -6,6 +6,7 @@
 #include "core/error.h"
 #include "core/philox.h"
 #include "cuda/cuda_backend.h"
+#include "cuda/mma.cuh"
 #include "cuda/sampling.cuh"
 
 namespace q4::gpu {
@@ -18,6 +19,8 @@ constexpr int kBuckets = 1024;   // of the search by bits
 constexpr int kStrips = 4096;    // of the histogram, even in (largest − logit) / temperature up to kReach
 constexpr float kReach = 28.0f;  // exp(−28) · 2^40 < 1: what lies beyond weighs nothing
 constexpr int kSorted = 2048;    // tokens of one bucket that are sorted in shared memory
+constexpr int kHeld = 512;       // of them that are held at most, with all before them, for later cuts
+constexpr int kAhead = 3;        // times four logits that every thread has asked for
 // exp(x − max) in units of 2^-40: the sum of 2^18 of them fits 64 bits with room to spare.
 constexpr double kOne = 1099511627776.0;
 
@@ -66,24 +69,6 @@ __device__ Best best_of(const Best* candidates, int count, int vocabulary, Best 
   return block_best(best, shared);
 }
 
-// body(i, logit) of every token, by all threads; several are asked for at a time.
-template <typename Body>
-__device__ void for_each_token(const Row& row, Body&& body) {
-  constexpr int kAtOnce = 4;
-#pragma unroll 1
-  for (int first = threadIdx.x; first < row.vocabulary; first += kThreads * kAtOnce) {
-    float x[kAtOnce];
-#pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
-      const int i = first + j * kThreads;
-      x[j] = i < row.vocabulary ? row.logits[i] : 0;
-    }
-#pragma unroll
-    for (int j = 0; j < kAtOnce; ++j)
-      if (first + j * kThreads < row.vocabulary) body(first + j * kThreads, x[j]);
-  }
-}
-
 // Tokens of like logits: what they weigh, and how many they are.
 struct Strip {
   unsigned long long mass;
@@ -113,14 +98,45 @@ struct Scratch {
   uint32_t prefix;
   uint64_t count_below, mass_below;
   int found;
-  // The bucket that is sorted.
-  int strip, tokens;
-  uint64_t count_before, mass_before;
+  // The bucket that is sorted, or, up to bucket `held`, all; held: -1 where there are not all of any.
+  int strip, tokens, held;
+  uint64_t count_before, mass_before, count_upto;
   uint32_t key[kSorted];
   int id[kSorted];
   uint64_t token_mass[kSorted];
   Prefix result;
+  float4 ahead[kAhead][kThreads];  // logits on their way
 };
+
+// body(i, logit) of every token, by all threads. As many as shared memory holds are on their way, each to the thread that asked
+// for it: a block is alone with its row, and would wait for every trip to the second-level cache.
+template <typename Body>
+__device__ void for_each_token(const Row& row, Scratch& s, Body&& body) {
+  constexpr int kQuad = 4;
+  const Logits& logits = row.logits;
+  const int quads = logits.in_quads() ? row.vocabulary / kQuad : 0;
+  const auto bring = [&](int n) {
+    const int quad = n * kThreads + static_cast<int>(threadIdx.x);
+    if (quad < quads) copy_async(shared_address(&s.ahead[n % kAhead][threadIdx.x]), logits.from + quad * kQuad, true);
+    copy_commit();
+  };
+#pragma unroll
+  for (int n = 0; n < kAhead - 1; ++n) bring(n);
+#pragma unroll 1
+  for (int n = 0; n * kThreads + static_cast<int>(threadIdx.x) < quads; ++n) {
+    bring(n + kAhead - 1);
+    copy_wait<kAhead - 1>();
+    const float4 x = s.ahead[n % kAhead][threadIdx.x];
+    const float four[kQuad] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+    for (int e = 0; e < kQuad; ++e) {
+      const int i = (n * kThreads + static_cast<int>(threadIdx.x)) * kQuad + e;
+      body(i, logits.penalised(four[e], i));
+    }
+  }
+#pragma unroll 1
+  for (int i = quads * kQuad + threadIdx.x; i < row.vocabulary; i += kThreads) body(i, logits[i]);
+}
 
 // Where a prefix ends that holds at least `target` tokens, or, by mass, weighs more than `target` (inclusive: at least that).
 struct Target {
@@ -143,7 +159,7 @@ __device__ Prefix descend(const Row& row, const Prefix& limit, const Target& to,
     __syncthreads();
     for (int i = threadIdx.x; i < buckets; i += kThreads) s.count[i] = 0, s.mass[i] = 0;
     __syncthreads();
-    for_each_token(row, [&](int i, float x) {
+    for_each_token(row, s, [&](int i, float x) {
       const uint32_t key = key_of(x);
       if (above < 32 && key >> above != prefix) return;
       if (key > limit.key || (key == limit.key && i > limit.id)) return;
@@ -219,7 +235,7 @@ __device__ void add_up_before(uint64_t& count, uint64_t& mass, Scratch& s) {
 __device__ Prefix cut(const Row& row, const Prefix& limit, const Target& to, const Strip* strips, Scratch& s) {
   if (!to.reached(limit.count, limit.mass)) return limit;
   __syncthreads();
-  if (threadIdx.x == 0) s.tokens = 0, s.strip = kStrips;
+  if (threadIdx.x == 0) s.strip = kStrips;
   // The strip where it is reached: each thread has some neighbouring ones. (The first may be reached before it begins.)
   constexpr int kEach = kStrips / kThreads;
   Strip own[kEach];
@@ -235,29 +251,41 @@ __device__ Prefix cut(const Row& row, const Prefix& limit, const Target& to, con
     for (int i = 0; i < kEach; ++i) {
       const bool before = i > 0 && to.reached(counts, masses);
       if (!before && to.reached(counts + own[i].count, masses + own[i].mass))
-        s.strip = static_cast<int>(threadIdx.x) * kEach + i, s.count_before = counts, s.mass_before = masses;
+        s.strip = static_cast<int>(threadIdx.x) * kEach + i, s.count_before = counts, s.mass_before = masses,
+        s.count_upto = counts + own[i].count;
       counts += own[i].count, masses += own[i].mass;
     }
   }
   __syncthreads();
   // A count that ends among tokens that weigh nothing cuts off nothing that could be drawn.
   if (s.strip == kStrips) return limit;
-  for_each_token(row, [&](int i, float x) {
-    if (row.strip(x) != s.strip) return;
-    const int place = atomicAdd(&s.tokens, 1);
-    if (place < kSorted) s.key[place] = key_of(x), s.id[place] = i, s.token_mass[place] = row.mass(x);
-  });
+  // A row is read once where few tokens are left by the first cut.
+  const int last = s.strip;
+  if (last > s.held) {
+    const bool hold = s.count_upto <= kHeld;
+    __syncthreads();
+    if (threadIdx.x == 0) s.tokens = 0, s.held = hold ? last : -1;
+    __syncthreads();
+    const int first = hold ? 0 : last;
+    for_each_token(row, s, [&](int i, float x) {
+      const int strip = row.strip(x);
+      if (strip < first || strip > last) return;
+      const int place = atomicAdd(&s.tokens, 1);
+      if (place < kSorted) s.key[place] = key_of(x), s.id[place] = i, s.token_mass[place] = row.mass(x);
+    });
+  }
   __syncthreads();
+  const uint64_t count_before = s.held < 0 ? s.count_before : 0, mass_before = s.held < 0 ? s.mass_before : 0;
   const int found = s.tokens;
   if (found > kSorted) return descend(row, limit, to, s);
   // What stands before a token is found by looking at all: it does not depend on the places that the atomics gave.
   for (int i = threadIdx.x; i < found; i += kThreads) {
     int rank = 0;
-    uint64_t mass = s.mass_before;
+    uint64_t mass = mass_before;
 #pragma unroll 4
     for (int j = 0; j < found; ++j)
       if (s.key[j] < s.key[i] || (s.key[j] == s.key[i] && s.id[j] < s.id[i])) ++rank, mass += s.token_mass[j];
-    const uint64_t count = s.count_before + static_cast<uint64_t>(rank), upto = mass + s.token_mass[i];
+    const uint64_t count = count_before + static_cast<uint64_t>(rank), upto = mass + s.token_mass[i];
     if ((rank == 0 || !to.reached(count, mass)) && (rank == found - 1 || to.reached(count + 1, upto)))
       s.result = {s.key[i], s.id[i], count + 1, upto};
   }
@@ -278,6 +306,7 @@ __device__ uint64_t block_sum(uint64_t mine, Scratch& s) {
 // The cuts and the draw, of a row that draws(), all of whose tokens are counted. u: uniform in [0, 1).
 __device__ int draw(const Row& row, float u, const Strip* strips, Scratch& s) {
   // Everything, as the first limit.
+  if (threadIdx.x == 0) s.held = -1;
   uint64_t mine = 0;
   for (int i = threadIdx.x; i < kStrips; i += kThreads) mine += strips[i].mass;
   Prefix limit{0xffffffffu, row.vocabulary, static_cast<uint64_t>(row.vocabulary), block_sum(mine, s)};
@@ -290,7 +319,7 @@ __device__ int draw(const Row& row, float u, const Strip* strips, Scratch& s) {
   if (row.min_p > 0) {
     const uint64_t least = static_cast<uint64_t>(row.min_p * kOne);
     mine = 0;
-    for_each_token(row, [&](int i, float x) {
+    for_each_token(row, s, [&](int i, float x) {
       const uint32_t key = key_of(x);
       const uint64_t mass = row.mass(x);
       if ((key < limit.key || (key == limit.key && i <= limit.id)) && (mass >= least || i == row.largest_id))
@@ -375,6 +404,7 @@ void CudaBackend::sample(const Tensor& logits, const Tensor& sampling, const Ten
   launch(spread, best_kernel, logits.f32(), sampling.f32(), seen.as<uint8_t>(), candidates, strips, vocabulary, greedy);
   if (!greedy)
     launch(spread, histogram_kernel, logits.f32(), sampling.f32(), seen.as<uint8_t>(), candidates, strips, vocabulary);
+  static_assert(sizeof(Scratch) <= 99 << 10);  // what 8.6, 8.9 and 12.x have
   allow_shared(choose_kernel, sizeof(Scratch));
   launch({static_cast<unsigned>(rows), kThreads, stream(), sizeof(Scratch), overlap()}, choose_kernel, logits.f32(),
          sampling.f32(), rng.as<uint32_t>(), past.i32(), seen.as<uint8_t>(), candidates, strips,

@@ -55,8 +55,9 @@ struct Logits {
     if (penalty != 1 && seen[token]) x = x > 0 ? quotient(x, penalty) : x * penalty;
     return x == x ? x : -INFINITY;
   }
-  // Whether they are taken as they stand, in pieces of 16 bytes.
-  __device__ bool plain() const { return penalty == 1 && reinterpret_cast<uintptr_t>(from) % 16 == 0; }
+  // Whether four at a time can be read, and are taken as they stand.
+  __device__ bool in_quads() const { return reinterpret_cast<uintptr_t>(from) % 16 == 0; }
+  __device__ bool plain() const { return penalty == 1 && in_quads(); }
   __device__ float operator[](int token) const { return penalised(__ldcg(from + token), token); }
 };
 
