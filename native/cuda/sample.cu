@@ -113,6 +113,11 @@ struct Scratch {
 template <typename Body>
 __device__ void for_each_token(const Row& row, Scratch& s, Body&& body) {
   constexpr int kQuad = 4;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+  constexpr int kUnrolled = 2;  // more take too many registers there
+#else
+  constexpr int kUnrolled = kQuad;
+#endif
   const Logits& logits = row.logits;
   const int quads = logits.in_quads() ? row.vocabulary / kQuad : 0;
   const auto bring = [&](int n) {
@@ -128,7 +133,7 @@ __device__ void for_each_token(const Row& row, Scratch& s, Body&& body) {
     copy_wait<kAhead - 1>();
     const float4 x = s.ahead[n % kAhead][threadIdx.x];
     const float four[kQuad] = {x.x, x.y, x.z, x.w};
-#pragma unroll
+#pragma unroll kUnrolled
     for (int e = 0; e < kQuad; ++e) {
       const int i = (n * kThreads + static_cast<int>(threadIdx.x)) * kQuad + e;
       body(i, logits.penalised(four[e], i));
