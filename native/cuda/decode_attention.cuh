@@ -10,16 +10,41 @@
 
 namespace q4::gpu::decode {
 
+// What the projections leave: of their width in one piece bf16, in two (of more rows) sums, `apart` groups apart. apart: 0 of one.
+struct Projected {
+  Exchange from;
+  int apart;
+  // Four elements as bf16 from such a piece, and from the one second() pieces further.
+  __device__ uint2 open(const uint4& piece, const uint4& other) const {
+    if (apart == 0) return make_uint2(piece.x, piece.y);
+    float v[kQuad] = {};
+    add_sums(v, piece), add_sums(v, other);
+    return pack4(v);
+  }
+  __device__ int second() const { return apart * kGroupPieces; }
+};
+
 // A lane's elements of a head as it comes from the projections: 2·lane, 2·lane + 1, and those D/2 further.
 struct RawHead {
   uint32_t low, high;
-  __device__ RawHead(const Exchange& from, int group) {
+  template <bool kMaySplit>
+  __device__ static RawHead take(const Projected& projected, int group) {
     const int lane = threadIdx.x % 32;
-    const uint4* const pieces = from.slot + group * kGroupPieces + lane / 2;
+    const uint32_t tag = projected.from.tag;
+    const uint4* const pieces = projected.from.slot + group * kGroupPieces + lane / 2;
     uint4 v, w;
-    do v = peek(pieces), w = peek(pieces + 16);
-    while (v.w != from.tag || w.w != from.tag);
-    low = lane % 2 ? v.y : v.x, high = lane % 2 ? w.y : w.x;
+    if constexpr (kMaySplit) {
+      const uint4* const others = pieces + projected.second();
+      uint4 x, y;
+      do v = peek(pieces), w = peek(pieces + 16), x = peek(others), y = peek(others + 16);
+      while (v.w != tag || w.w != tag || x.w != tag || y.w != tag);
+      const uint2 low = projected.open(v, x), high = projected.open(w, y);
+      return {lane % 2 ? low.y : low.x, lane % 2 ? high.y : high.x};
+    } else {
+      do v = peek(pieces), w = peek(pieces + 16);
+      while (v.w != tag || w.w != tag);
+      return {lane % 2 ? v.y : v.x, lane % 2 ? w.y : w.x};
+    }
   }
 };
 
@@ -166,14 +191,14 @@ __device__ inline int head_of_warp(const Task& t, const DecodeAttention& operand
                                       : heads + kv_heads + t.kv_head;
   return ((heads + 2 * kv_heads) * t.b + head) * kGroups;
 }
-template <int kSlice>
-__device__ inline void take_heads(const Task& t, const DecodeAttention& operands, const Exchange& source, int head,
+template <int kSlice, bool kMaySplit>
+__device__ inline void take_heads(const Task& t, const DecodeAttention& operands, const Projected& source, int head,
                                   const Sequences& sequences, const HeadWeight& weight, AttentionMemory& m) {
   constexpr int kLanes = kSlice / kQuad;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const bool is_key = warp == kKeyWarp;
   if (warp < t.group || (is_key && t.news)) {
-    const RawHead raw_head(source, head);
+    const RawHead raw_head = RawHead::take<kMaySplit>(source, head);
     const DecodeAttention& call = reread(operands);
     const int row = is_key ? t.pair : t.pair * t.group + warp;
     const int64_t at = int64_t{row} * D;
@@ -189,10 +214,13 @@ __device__ inline void take_heads(const Task& t, const DecodeAttention& operands
     // A column that nobody reads; but no stray NaN may stand in it.
     quad(&m.q[warp][lane * kQuad]) = make_uint2(0, 0);
   } else if (warp == kValueWarp && t.news && lane < kLanes) {
-    uint4 piece[1];
-    collect(piece, source.slot + head * kGroupPieces + t.part * kLanes + lane, source.tag);
+    constexpr int kPieces = kMaySplit ? 2 : 1;
+    uint4 piece[kPieces];
+    const uint4* const pieces = source.from.slot + head * kGroupPieces + t.part * kLanes + lane;
+    collect_at(
+        piece, [&](int i) { return pieces + i * source.second(); }, source.from.tag);
     const DecodeAttention& call = reread(operands);
-    const uint2 value = make_uint2(piece[0].x, piece[0].y);
+    const uint2 value = kMaySplit ? source.open(piece[0], piece[kPieces - 1]) : make_uint2(piece[0].x, piece[0].y);
     quad(m.new_row[1] + lane * kQuad) = value;
     if (t.owner) quad(call.v_cache + row_of(t, call, t.past) + t.part * kSlice + lane * kQuad) = value;
     if (call.v_out) quad(call.v_out + int64_t{t.pair} * D + t.part * kSlice + lane * kQuad) = value;
@@ -358,7 +386,8 @@ __device__ inline void attend(const DecodeAttention& operands, const Here& here,
     const HeadWeight weight(warp == kKeyWarp ? reread(operands).k_weight : reread(operands).q_weight);
     here.await();
     if (!kAhead<kSlice>) head = head_of_warp(reread(here.sequences()).task, reread(operands));
-    take_heads<kSlice>(reread(here.sequences()).task, operands, here.from(), head, here.sequences(), weight, m);
+    take_heads<kSlice, !kFew>(reread(here.sequences()).task, operands, {here.from(), here.projected_apart()}, head,
+                              here.sequences(), weight, m);
     if constexpr (!kFew) here.await_copies();
     block_sync();
     if constexpr (!kFew) here.copies_came();

@@ -160,6 +160,17 @@ DecodeSplit decode_split(int rows, int width, int outputs, const DecodeMachine& 
   return best.splits > 1 ? best : DecodeSplit{};
 }
 
+DecodeSplit decode_halves(int rows, int width, int outputs, const DecodeMachine& machine) {
+  const int strips = strips_of(width), groups = divide_up(outputs, kGroup), blocks = machine.processors;
+  DecodeProduct product{};
+  product.matrices = 1, product.matrix[0].outputs = outputs, product.splits = 2;
+  if (rows <= kWholeRows || strips < 2 || !decode_hands_on(rows, product)) return {};
+  const int alone = divide_up(groups, blocks) * strips;
+  int most = divide_up(strips, 2);
+  while (most < alone && blocks_of(groups, strips, 2, most) > blocks) ++most;
+  return blocks_of(groups, strips, 2, most) <= blocks ? DecodeSplit{2, most} : DecodeSplit{};
+}
+
 bool decode_fits(int rows, int width, int outputs, const DecodeSplit& split, const DecodeMachine& machine) {
   // The copy engine takes rows of scales that are whole pieces of 16 bytes.
   if (machine.capability < 90 || machine.processors > kDecodeBlocks || rows > kDecodeRows || width % 256 != 0 ||

@@ -54,8 +54,8 @@ struct DecodeProduct {
   bf16* activated;
   int matrices, width, items;  // items: groups of rows of W
   int maps;                    // the first of the chain's; a pair has one
-  int splits;                  // pieces of the width, whose sums the next phase adds; it must be a sum or a join
-  int most_strips;             // that a block has of such a product (decode_share.cuh)
+  int splits;       // pieces of the width, whose sums the next phase adds: a sum or a join, or, of two, an attention
+  int most_strips;  // that a block has of such a product (decode_share.cuh)
   bool paired, wide_output;
   bool swapped;  // of a pair, matrix 0 is up
   bool adds;     // y is the branch of the next phase's norm, and this phase computes its sum
@@ -192,6 +192,8 @@ struct DecodeSplit {
 };
 // As is best.
 DecodeSplit decode_split(int rows, int width, int outputs, const DecodeMachine& machine);
+// In two, where it is best for the slowest block, or none: for what an attention takes.
+DecodeSplit decode_halves(int rows, int width, int outputs, const DecodeMachine& machine);
 // Whether a product of this shape, split in this way, can be a phase (outputs: of all matrices).
 bool decode_fits(int rows, int width, int outputs, const DecodeSplit& split, const DecodeMachine& machine);
 // Whether the plan has room for so many more phases, of which one is a product.

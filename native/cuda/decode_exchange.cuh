@@ -147,6 +147,13 @@ __device__ inline void post_sums(const Exchange& to, int group, const float (&v)
                 c << 8 | (d & 255));
 }
 
+// What a piece of four sums adds.
+__device__ inline void add_sums(float (&v)[kQuad], const uint4& p) {
+  const uint32_t d = (p.x & 255) << 24 | (p.y & 255) << 16 | (p.z & 255) << 8;
+  v[0] += __uint_as_float(p.x & ~255u), v[1] += __uint_as_float(p.y & ~255u);
+  v[2] += __uint_as_float(p.z & ~255u), v[3] += __uint_as_float(d);
+}
+
 // This lane's elements of a group.
 __device__ inline void collect_halves(float (&v)[kQuad], const Exchange& from, int group) {
   uint4 p[1];
@@ -166,9 +173,7 @@ __device__ inline void collect_sums(float (&v)[kQuad], const Exchange& from, int
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       if (first + i >= splits) break;
-      const uint32_t d = (p[i].x & 255) << 24 | (p[i].y & 255) << 16 | (p[i].z & 255) << 8;
-      v[0] += __uint_as_float(p[i].x & ~255u), v[1] += __uint_as_float(p[i].y & ~255u);
-      v[2] += __uint_as_float(p[i].z & ~255u), v[3] += __uint_as_float(d);
+      add_sums(v, p[i]);
     }
   }
 }

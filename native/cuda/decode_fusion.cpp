@@ -375,6 +375,10 @@ void CudaBackend::run_attention_half(const std::vector<Deferred>& d) {
     run_chain();
   DecodeProduct& product = add_norm_and_product(d[0], 2).product;
   add_matrices(product, {{d[1].t[1], nullptr}, {d[3].t[1], nullptr}, {d[5].t[1], nullptr}});
+  // Of more rows blocks have half of x to stage where that does not make the slowest slower.
+  const int outputs = static_cast<int>(q.cols() + k.cols() + v.cols());
+  const DecodeSplit split = decode_halves(static_cast<int>(q.rows()), product.width, outputs, machine_);
+  product.splits = split.splits, product.most_strips = split.most_strips;
 
   const AttentionShape& shape = d[7].shape;
   DecodeAttention& call = add_phase(PhaseKind::attention, q.rows()).attention;

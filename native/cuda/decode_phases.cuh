@@ -126,6 +126,12 @@ struct Here {
   }
   __device__ Exchange from() const { return copy_of<kWhole>(exchange(p - 1)); }
   __device__ Exchange to() const { return exchange(p); }
+  // Of an attention, of more rows.
+  __device__ int projected_apart() const {
+    if (kWhole) return 0;
+    const DecodeProduct& product = phase(p - 1).product;
+    return product.splits > 1 ? chain.rows * product.items : 0;
+  }
   __device__ StagedCache staged() const { return staged_cache(layout); }
   __device__ bool attends_next() const { return p + 1 < chain.linked && phase(p + 1).kind == PhaseKind::attention; }
   __device__ float* parts() const { return &place<float>(layout.parts); }
