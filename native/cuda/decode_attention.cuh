@@ -4,7 +4,8 @@
 // elements, and pieces are small: a multiprocessor has few loads under way at a time, so that keys, were there many, would
 // come late. Every warp keeps a softmax of its own over its keys, joined in order of the warps, then of the pieces: by the
 // block that finishes last, or of few rows by the block of the first piece, which the others send theirs. Of more rows the
-// copy engine brings keys and values to shared memory while q is waited for.
+// copy engine brings keys and values to shared memory while q is waited for; where it brings all of them, warps need no softmax
+// of their own (decode_attention_staged.cuh).
 #pragma once
 #include "cuda/decode_attention_staged.cuh"
 
