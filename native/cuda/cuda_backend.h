@@ -192,7 +192,7 @@ class CudaBackend final : public Backend {
   }
   // The stream, with nothing put off.
   cudaStream_t stream() {
-    told_.ids = nullptr;
+    told_.ids = nullptr;  // something else comes after the chain that told its tokens
     if (squares_.count > 0) run_squares();
     if (!deferred_.empty()) run_deferred();
     if (!plan_.phases.empty()) run_chain();
@@ -268,14 +268,15 @@ class CudaBackend final : public Backend {
   // Waits for the last copy and makes the buffer hold `bytes`; Q4401 when it cannot, saying what it is for.
   static void reserve(Pinned& buffer, int64_t bytes, const char* purpose);
   Pinned staging_[2], readback_[2];
-  // The tokens that recorded chains have told, of the last few.
+  // The tokens that recorded chains have told, of the last few; where on the device those of the last are, while nothing else
+  // has been enqueued.
   struct Told {
     static constexpr int kPlaces = 4;
-    PinnedMemory memory;
+    Pinned buffer;
     uint32_t number = 0;  // of the last; 0 is none
     const int32_t* ids = nullptr;
     int rows = 0;
-    uint2* place(uint32_t of) const { return static_cast<uint2*>(memory.get()) + of % kPlaces * kDecodeRows; }
+    uint2* place(uint32_t of) const { return static_cast<uint2*>(buffer.memory.get()) + of % kPlaces * kDecodeRows; }
   } told_;
   void run_recorded(const DecodeLaunch& chain);
   void await_told(Pinned& buffer);
@@ -289,7 +290,7 @@ class CudaBackend final : public Backend {
     int phases = 0, mapped = 0;
     const DecodeMaps* maps = nullptr;
   };
-  // What is but one chain is launched as such: it is set up while what is before it ends, a graph is not.
+  // What is but one chain is launched as such, as then every launch can be told where to put its tokens.
   struct Recording {
     int runs = 0;
     std::vector<Script> scripts;

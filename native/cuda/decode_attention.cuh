@@ -240,7 +240,6 @@ __device__ inline void attend_keys(const Task& task, Fetched<kWideOf<kSlice>>& f
                                    const Here& here, AttentionMemory& memory, BeforeLeaving&& before_leaving) {
   constexpr int kWide = kWideOf<kSlice>, kStep = kWarps * kKeys;
   constexpr bool kIsAhead = kAhead<kSlice>;
-  constexpr float kLog2e = 1.4426950408889634f;
   using Softmax = WarpSoftmax<kSlice, kWide>;
   int first = task.begin + static_cast<int>(threadIdx.x / 32) * kKeys;
   Softmax softmax;
@@ -338,7 +337,6 @@ __device__ inline void hand_on(const Task& t, const Joined<kSlice, kShared>& j, 
   Rows::post(to, group, value, 0, inside);
   const DecodeAttention& call = reread(operands);
   if (inside && call.out) quad(call.out + int64_t{row} * D + t.part * kSlice + lane * kQuad) = words;
-  constexpr float kLog2 = 0.6931471805599453f;
   if (lane == 0 && t.part == 0 && call.lse) call.lse[row] = j.largest * kLog2 + logf(j.total);
 }
 

@@ -30,12 +30,11 @@ __device__ inline void complete_values(const Task& t, const StagedCache& staged,
   }
 }
 
-// take_keys(fetched): the warp's keys, those from `first` on.
+// take_keys(fetched, first): the warp's keys, those from `first` on; announce(): that results come.
 template <typename Rows, typename TakeKeys, typename Announce>
 __device__ inline void attend_staged(const Task& task, const DecodeAttention& operands, const StagedCache& staged,
                                      const Exchange& to, AttentionMemory& memory, TakeKeys&& take_keys,
                                      Announce&& announce) {
-  constexpr float kLog2e = 1.4426950408889634f, kLog2 = 0.6931471805599453f;
   constexpr int kBoxKeys = StagedCache::kBoxKeys;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4;
   const Task& t = reread(task);

@@ -145,6 +145,18 @@ int decode_items(const DecodeProduct& product) {
   return items;
 }
 
+namespace {
+
+// Strips that a block has at most when `splits` pieces of a width are shared out so that none has more than need be; `limit` where
+// that is too few.
+int most_strips_of(int groups, int strips, int splits, int limit, int blocks) {
+  int most = divide_up(strips, splits);
+  while (most < limit && blocks_of(groups, strips, splits, most) > blocks) ++most;
+  return most;
+}
+
+}  // namespace
+
 DecodeSplit decode_split(int rows, int width, int outputs, const DecodeMachine& machine) {
   const int strips = strips_of(width), groups = divide_up(outputs, kGroup), blocks = machine.processors;
   if (rows <= kWholeRows) return {};
@@ -153,8 +165,7 @@ DecodeSplit decode_split(int rows, int width, int outputs, const DecodeMachine& 
   // sum to add.
   DecodeSplit best{};
   for (int splits = least; splits == least || splits <= std::min(kMostSplits, strips); ++splits) {
-    int most = divide_up(strips, splits);
-    while (most < groups * strips && blocks_of(groups, strips, splits, most) > blocks) ++most;
+    const int most = most_strips_of(groups, strips, splits, groups * strips, blocks);
     if (splits == least || divide_up(most, kTeams) < divide_up(best.most_strips, kTeams)) best = {splits, most};
   }
   return best.splits > 1 ? best : DecodeSplit{};
@@ -166,8 +177,7 @@ DecodeSplit decode_halves(int rows, int width, int outputs, const DecodeMachine&
   product.matrices = 1, product.matrix[0].outputs = outputs, product.splits = 2;
   if (rows <= kWholeRows || strips < 2 || !decode_hands_on(rows, product)) return {};
   const int alone = divide_up(groups, blocks) * strips;
-  int most = divide_up(strips, 2);
-  while (most < alone && blocks_of(groups, strips, 2, most) > blocks) ++most;
+  const int most = most_strips_of(groups, strips, 2, alone, blocks);
   return blocks_of(groups, strips, 2, most) <= blocks ? DecodeSplit{2, most} : DecodeSplit{};
 }
 

@@ -192,7 +192,7 @@ struct DecodeSplit {
 };
 // As is best.
 DecodeSplit decode_split(int rows, int width, int outputs, const DecodeMachine& machine);
-// In two, where it is best for the slowest block, or none: for what an attention takes.
+// For what an attention takes: in two, where the slowest block has no more strips then.
 DecodeSplit decode_halves(int rows, int width, int outputs, const DecodeMachine& machine);
 // Whether a product of this shape, split in this way, can be a phase (outputs: of all matrices).
 bool decode_fits(int rows, int width, int outputs, const DecodeSplit& split, const DecodeMachine& machine);

@@ -51,10 +51,11 @@ __device__ inline void choose(const DecodeChoice& choice, const Share& share, in
   }
 #pragma unroll 1
   for (int offset = 1; offset < lanes; offset *= 2) mine = better_of_lanes(mine, offset);
-  const int posted = blocks_of_grid() * kChoosing, row = static_cast<int>(blockIdx.x);
+  const int posted = blocks_of_grid() * kChoosing, block = static_cast<int>(blockIdx.x);
   if (lane % lanes == 0 && lane / lanes < rows)
-    put_piece(to.slot + b * posted + row * kChoosing + warp, mine.key, static_cast<uint32_t>(mine.id), 0, to.tag);
-  if (warp > 0 || row >= rows) return;
+    put_piece(to.slot + b * posted + block * kChoosing + warp, mine.key, static_cast<uint32_t>(mine.id), 0, to.tag);
+  if (warp > 0 || block >= rows) return;
+  const int row = block;
   Best best = no_best(vocabulary);
 #pragma unroll 1
   for (int first = lane; first < posted; first += kAtOnce * 32) {

@@ -341,11 +341,8 @@ DecodeSplit CudaBackend::split_of(const Tensor& y, int64_t width) const {
   return y.dtype == DType::bf16 && aligned(y) && decode_hands_on(rows, product) ? split : DecodeSplit{};
 }
 
-// Whether a chain may begin with it, as far as is known before that.
-bool CudaBackend::may_begin_chain(const Embedded& e) {
-  return e.y.dtype == DType::bf16 && e.y.rows() <= kDecodeRows && e.y.cols() % 16 == 0 && aligned(e.table) &&
-         aligned(e.y);
-}
+// Whether a chain may begin with it, as far as the norm after it does not say.
+bool CudaBackend::may_begin_chain(const Embedded& e) { return e.y.rows() <= kDecodeRows && aligned(e.table); }
 
 // y = x·Wᵀ as a phase, its width split over blocks where that pays. y is then open until a norm or a join takes it.
 void CudaBackend::add_product(const Tensor& x, const Tensor& weight, const Tensor& y) {

@@ -226,9 +226,8 @@ __device__ inline float reciprocal(float x) {
 
 template <int kCount>  // rows of x
 struct RowsInt8 {
-  static constexpr int kExactly = kCount;
+  static constexpr int kExactly = kCount, kMostRows = kCount;
   static_assert(kCount <= kWholeRows);
-  static constexpr int kMostRows = kCount;
   using Tiles = decode::Tiles<16, 256, 2, 16, 16>;
   static constexpr int kTile = Tiles::kTile;
   // Codes count four times; scale bytes, put into the exponent of a float, read 2^-120 too small, and those of x are kept

@@ -85,6 +85,7 @@ struct StagedCache {
   }
 };
 
+constexpr float kLog2e = 1.4426950408889634f, kLog2 = 0.6931471805599453f;
 // 2^x to 2 ulp, denormals to zero.
 __device__ inline float exp2_fast(float x) {
   float y;

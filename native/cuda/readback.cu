@@ -21,15 +21,15 @@ __global__ void read_back_kernel(const uint32_t* from, uint32_t* to, int64_t wor
 
 }  // namespace
 
-// A recording that is one chain. The next may then be set up while this one ends: a kernel between them, or an event, would
-// prevent that, so that it tells its tokens itself.
+// A recording that is one chain, which tells its tokens itself: a kernel for that, and an event, would stand between it and the
+// next.
 void CudaBackend::run_recorded(const DecodeLaunch& chain) {
   DecodeTold told{};
   if (chain.ids) {
-    if (!told_.memory) {
+    if (told_.buffer.bytes == 0) {
       constexpr size_t kBytes = Told::kPlaces * kDecodeRows * sizeof(uint2);
-      Q4_CHECK(cudaMallocHost(told_.memory.out(), kBytes));
-      std::memset(told_.memory.get(), 0, kBytes);
+      reserve(told_.buffer, kBytes, "reading results");
+      std::memset(told_.buffer.memory.get(), 0, kBytes);
     }
     if (++told_.number == 0) ++told_.number;
     told = {told_.place(told_.number), told_.number};
