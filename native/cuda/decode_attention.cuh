@@ -388,6 +388,7 @@ __device__ inline void attend(const DecodeAttention& operands, const Here& here,
     take_heads<kSlice, !kFew>(reread(here.sequences()).task, operands, {here.from(), here.projected_apart()}, head,
                               here.sequences(), weight, m);
     if constexpr (!kFew) here.await_copies();
+    if constexpr (kAttendsStaged<Rows>) forget_top(m);
     block_sync();
     if constexpr (!kFew) here.copies_came();
     const Task& t = reread(here.sequences()).task;
@@ -395,13 +396,7 @@ __device__ inline void attend(const DecodeAttention& operands, const Here& here,
       if (is_staged(t, here.staged())) {
         attend_staged<Rows>(
             t, operands, here.staged(), here.to(), m,
-            [&](auto& keys, int first) {
-              if (here.staged().has_keys(first - t.begin))
-                here.staged().load_keys(keys, first - t.begin);
-              else
-                fetch_keys(keys, t, operands, first);
-            },
-            [&] { here.announce_by_one(); });
+            [&](auto& keys, int first) { fetch_keys(keys, t, operands, first); }, [&] { here.announce_by_one(); });
         continue;
       }
     }

@@ -36,7 +36,7 @@ struct alignas(16) AttentionMemory {
   bf16 q[kQueries][kHeadPitch];
   bf16 new_row[2][D];  // this step's key, and the block's elements of its value
   uint32_t last;
-  alignas(16) float top[kWarps][kQueries];  // of scores, of each warp's keys
+  alignas(8) int top[kQueries];  // of scores, as ordered integers (decode_attention_staged.cuh)
 };
 // A part of the softmax: its maximum (of scores times log2 e), its sum, and so many weighted values.
 constexpr int part_floats(int values) { return values + 4; }
@@ -65,11 +65,12 @@ struct StagedCache {
       for (int i = 0; i < 4; ++i)
         fetched.keys[half][i] = shared_load(row + half * 8 * 128 + i / 2 * kHalfBytes + ((i % 2 * 4 + c) ^ g) * 16);
   }
-  // Where 16 bytes of a value are.
+  // Where 16 bytes of a value are, and of a key.
   __device__ uint32_t value(int key, int piece) const {
     return memory + key / kBoxKeys * kBoxBytes + piece / 8 * kHalfBytes + key % kBoxKeys * 128 +
            ((piece % 8 ^ key % 8) * 16);
   }
+  __device__ uint32_t key(int key, int piece) const { return value(value_boxes * kBoxKeys + key, piece); }
   // Of so many that are there, half `half`.
   template <typename Fetched>
   __device__ void load_values(Fetched& fetched, int at, int half, int rows) const {
@@ -94,6 +95,13 @@ __device__ inline float exp2_fast(float x) {
 }
 // What exponents of a softmax are counted from: its maximum, where it has one.
 __device__ inline float origin_of(float largest) { return largest == -INFINITY ? 0.0f : largest; }
+
+// A matrix of 8 × 8 16-bit elements, transposed.
+__device__ inline uint32_t turned(uint32_t x) {
+  uint32_t y;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
 
 // Sixteen keys of a warp, and kWide elements at a time of their values: g = lane / 4, c = lane % 4.
 template <int kWide>
@@ -208,11 +216,6 @@ struct WarpSoftmax {
     uint32_t low, high;
     __device__ explicit Weights(const float (&score)[4])
         : low(turned(pack_bf16(score[0], score[1]))), high(turned(pack_bf16(score[2], score[3]))) {}
-    __device__ static uint32_t turned(uint32_t x) {
-      uint32_t y;
-      asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
-      return y;
-    }
   };
   __device__ void multiply_values(int chunk, const Weights& weights, const Fetched<kWide>& f) {
 #pragma unroll
