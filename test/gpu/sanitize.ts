@@ -9,7 +9,7 @@ import { spawn } from 'node:child_process';
 import { parseArgs } from 'node:util';
 
 import { opTestBinaryWithLines, suitesOf } from './op-tests.js';
-import { problemsIn, type Tool } from './sanitizer-reports.js';
+import { problemsIn, racesIn, type Tool } from './sanitizer-reports.js';
 
 const TOOLS: readonly Tool[] = ['racecheck', 'memcheck'];
 /** Last lines of what a failed one printed. */
@@ -61,7 +61,10 @@ function sanitized(tool: Tool, binary: string, suite: string, timeoutSeconds: nu
     child.on('close', (code) =>
       end((output) =>
         timedOut
-          ? [`took longer than ${timeoutSeconds} s, the last check: ${lastCheckIn(output)}`]
+          ? [
+              `took longer than ${timeoutSeconds} s, the last check: ${lastCheckIn(output)}`,
+              ...(tool === 'racecheck' ? racesIn(output) : []),
+            ]
           : problemsIn(tool, output, code),
       ),
     );

@@ -75,7 +75,7 @@ const isFollowed = ({ place }: Access): boolean => {
 };
 
 /** Races between accesses of our kernels; those of cuBLASLt's, whose barriers racecheck does not follow either, are its. */
-function racesIn(output: string): string[] {
+export function racesIn(output: string): string[] {
   const races = new Map<string, number>();
   for (const block of output.split(/^========= *$/m)) {
     const text = block.trim();
