@@ -150,18 +150,19 @@ struct CachePlace {
         row(t.b * call.keys + t.begin),
         half(t.kv_head * 2) {}
 };
-// By a warp that does not compute, a lane a box: what is staged of keys and values, completing `barrier`. Values may come first.
-// (Asking takes some thousand cycles where many weights are asked for.)
+// By a warp that does not compute, a lane a box: of what is staged of keys and values the boxes [first, end), completing
+// `barrier`. expects: these are the first of several parts, or all.
 __device__ inline void stage_cache(const CachePlace& place, const DecodeMaps& maps, const StagedCache& staged,
-                                   uint32_t barrier, bool with_values, bool with_keys) {
-  const int lane = threadIdx.x % 32, values = min(place.boxes, staged.value_boxes),
-            keys = min(place.boxes, staged.key_boxes);
-  if (with_values && lane == 0) barrier_expect(barrier, (values + keys) * StagedCache::kBoxBytes);
-  const bool is_key = lane >= values;
-  if (lane >= values + keys || !(is_key ? with_keys : with_values)) return;
-  const int box = is_key ? lane - values : lane;
-  copy_box(staged.memory + (is_key ? staged.value_boxes + box : box) * StagedCache::kBoxBytes,
-           is_key ? maps.codes : maps.scales, 0, place.row + box * StagedCache::kBoxKeys, place.half, barrier);
+                                   uint32_t barrier, bool expects, int first, int end) {
+  static_assert(2 * StagedCache::kMostBoxes <= 32);
+  const int lane = threadIdx.x % 32, keys = min(place.boxes, staged.key_boxes),
+            values = min(place.boxes, staged.value_boxes);
+  if (expects && lane == 0) barrier_expect(barrier, (values + keys) * StagedCache::kBoxBytes);
+  const bool is_key = lane < staged.first_value;
+  const int box = is_key ? lane : lane - staged.first_value;
+  if (lane < first || lane >= end || box >= (is_key ? keys : values)) return;
+  copy_box(staged.memory + lane * StagedCache::kBoxBytes, is_key ? maps.codes : maps.scales, 0,
+           place.row + box * StagedCache::kBoxKeys, place.half, barrier);
 }
 // By a warp, from memory into the second-level cache: what an attention of a later phase will read of the cache. The weights
 // that flow by evict everything from one token to the next.
@@ -373,9 +374,12 @@ __device__ inline void attend(const DecodeAttention& operands, const Here& here,
     int head = 0;  // found early only where there are registers for it
     {
       const Task& t = reread(here.sequences()).task;
-      if (!kFew && threadIdx.x == 0) here.ask_for_keys();
+      if (!kFew && threadIdx.x == 0) here.ask_for_rest();
       if (t.piece >= t.pieces) {
-        if (!kFew) here.await(), here.await_copies(), block_sync(), here.copies_came();
+        if (!kFew) {
+          here.await(), here.await_copies(), block_sync(), here.copies_came();
+          if (threadIdx.x == 0 && item == static_cast<int>(blockIdx.x)) here.let_weights_come();
+        }
         continue;
       }
       if (kFew) fetch_keys(fetched, t, operands, t.begin + warp * kKeys);
@@ -390,7 +394,10 @@ __device__ inline void attend(const DecodeAttention& operands, const Here& here,
     if constexpr (!kFew) here.await_copies();
     if constexpr (kAttendsStaged<Rows>) forget_top(m);
     block_sync();
-    if constexpr (!kFew) here.copies_came();
+    if constexpr (!kFew) {
+      here.copies_came();
+      if (threadIdx.x == 0 && item == static_cast<int>(blockIdx.x)) here.let_weights_come();
+    }
     const Task& t = reread(here.sequences()).task;
     if constexpr (kAttendsStaged<Rows>) {
       if (is_staged(t, here.staged())) {

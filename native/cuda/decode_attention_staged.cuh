@@ -6,6 +6,7 @@
 // is shared memory, where sixteen warps read at once.
 #pragma once
 #include "cuda/decode_softmax.cuh"
+#include "cuda/sampling.cuh"
 
 namespace q4::gpu::decode {
 
@@ -16,7 +17,7 @@ static_assert(kQueries * kWeightPitch <= StagedCache::kBoxBytes);
 
 __device__ inline bool is_staged(const Task& t, const StagedCache& staged) {
   const int most = min(staged.value_boxes, StagedCache::kMostBoxes) * StagedCache::kBoxKeys;
-  // Weights take the place of keys.
+  // Weights take the place of the first keys.
   return t.pieces == 1 && t.end - t.begin <= most && staged.key_boxes > 0;
 }
 
@@ -56,14 +57,9 @@ __device__ inline void multiply_staged_keys(float (&product)[4], const StagedCac
   for (int e = 0; e < 4; ++e) product[e] += other[e];
 }
 
-// A float as an integer of the same order, and back.
-__device__ inline int ordered(int bits) { return bits < 0 ? bits ^ 0x7fffffff : bits; }
-__device__ inline int ordered(float x) { return ordered(__float_as_int(x)); }
-__device__ inline float unordered(int x) { return __int_as_float(ordered(x)); }
-
 // Before all warps meet and attend.
 __device__ inline void forget_top(AttentionMemory& m) {
-  if (threadIdx.x < kQueries) m.top[threadIdx.x] = ordered(-INFINITY);
+  if (threadIdx.x < kQueries) m.top[threadIdx.x] = sampling::key_of(-INFINITY);
 }
 
 // take_keys(fetched, first): the warp's keys, those from `first` on, where they are not staged; announce(): that results come.
@@ -101,16 +97,17 @@ __device__ inline void attend_staged(const Task& task, const DecodeAttention& op
     for (int offset = 4; offset < 32; offset *= 2)
 #pragma unroll
       for (int e = 0; e < 2; ++e) largest[e] = fmaxf(largest[e], __shfl_xor_sync(0xffffffffu, largest[e], offset));
-    if (g < 2) atomicMax(&memory.top[2 * c + g], ordered(largest[g]));
+    if (g < 2) atomicMin(&memory.top[2 * c + g], sampling::key_of(largest[g]));
   }
   block_sync();  // and nobody reads keys any more
+  announce();
 
-  const uint32_t weights = staged.memory + staged.value_boxes * StagedCache::kBoxBytes;
+  const uint32_t weights = staged.memory;
   if (at < keys) {
-    const int2 top = *reinterpret_cast<const int2*>(&memory.top[2 * c]);
+    const uint2 top = *reinterpret_cast<const uint2*>(&memory.top[2 * c]);
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      const float origin = origin_of(unordered(e ? top.y : top.x));
+      const float origin = origin_of(sampling::logit_of(e ? top.y : top.x));
       const uint32_t both = pack_bf16(exp2_fast(score[e] - origin), exp2_fast(score[e + 2] - origin)),
                      place = weights + (2 * c + e) * kWeightPitch + (at + g) * 2;
       asm volatile(
@@ -120,7 +117,6 @@ __device__ inline void attend_staged(const Task& task, const DecodeAttention& op
           : "memory");
     }
   }
-  announce();
   block_sync();
   if (warp >= D / 16) return;
 
@@ -168,7 +164,7 @@ __device__ inline void attend_staged(const Task& task, const DecodeAttention& op
 #pragma unroll
     for (int i = 0; i < 2; ++i)
       *reinterpret_cast<uint32_t*>(call.out + int64_t{row} * D + warp * 16 + i * 8 + c * 2) = word[i];
-  if (call.lse && warp == 0 && c == 0) call.lse[row] = unordered(memory.top[g]) * kLog2 + logf(total);
+  if (call.lse && warp == 0 && c == 0) call.lse[row] = sampling::logit_of(memory.top[g]) * kLog2 + logf(total);
 }
 
 }  // namespace q4::gpu::decode

@@ -250,6 +250,17 @@ Needs deal_out(DecodePlan& plan, const DecodeMachine& machine) {
     if (phase.kind != PhaseKind::product) continue;
     ++chain.products;
     DecodeProduct& product = phase.product;
+    const bool last = p + 1 >= plan.phases.size() || plan.phases[p + 1].kind == PhaseKind::choice;
+    product.hands_on = last                                            ? HandsOn::nothing
+                       : product.splits > 1                            ? HandsOn::sums
+                       : plan.phases[p + 1].kind == PhaseKind::product ? HandsOn::rows
+                                                                       : HandsOn::halves;
+    product.leaves = product.activated;
+    for (int m = 0, groups = 0; m < product.matrices; ++m) {
+      product.matrix[m].first_group = groups;
+      if (!product.paired) groups += divide_up(product.matrix[m].outputs, kGroup);
+      product.leaves = product.leaves || product.matrix[m].y;
+    }
     product.shape = 0;
     for (const int first : plan.first_of_shape) {
       if (same_shares(product, plan.phases[static_cast<size_t>(first)].product)) break;
@@ -303,9 +314,13 @@ std::vector<char> decode_script(DecodePlan& plan, const char* place, const Decod
                     Lists::align((segments_of(kDecodeRows, kChainItems) + kChainShapes * kTeams) * sizeof(Segment)) <=
                 kListBytes);
   std::vector<DecodeWeights> weights;
-  for (const DecodePhase& phase : plan.phases)
+  bool attended = false;  // by the phase before
+  for (const DecodePhase& phase : plan.phases) {
     if (phase.kind == PhaseKind::product)
-      weights.push_back({phase.product.maps, static_cast<uint8_t>(phase.product.shape), phase.product.paired});
+      weights.push_back({phase.product.maps, static_cast<uint8_t>(phase.product.shape), phase.product.paired,
+                         attended && chain.rows > 8});
+    attended = phase.kind == PhaseKind::attention;
+  }
   std::vector<char> script;
   const auto add = [&](const auto& list) {
     using T = typename std::decay_t<decltype(list)>::value_type;

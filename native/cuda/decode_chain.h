@@ -45,7 +45,11 @@ struct DecodeMatrix {
   const float* global;
   void* y;  // [rows, outputs] bf16 (f32 where the product is wide); may be null where a phase follows
   int outputs;
+  int first_group;  // of outputs, of all matrices of the product; set when the chain is launched
 };
+
+// How a product's results go to the next phase (decode_exchange.cuh).
+enum class HandsOn : uint8_t { nothing, sums, halves, rows };
 
 // y_m = x·W_mᵀ for up to three matrices of one width. paired: matrices 0 and 1 are gate and up, and
 // activated = silu(gate)·up. x is what the phase before left, the results go to the next phase too.
@@ -62,6 +66,8 @@ struct DecodeProduct {
   // Set when the chain is launched.
   int shape;           // products of a chain that are shared out alike have the same
   int done, segments;  // where the lists of the shape begin
+  HandsOn hands_on;
+  bool leaves;  // results in memory too
 };
 
 // One new token a sequence: after a product whose matrices are q [heads·D], k and v [kv_heads·D], before norm and RoPE;
@@ -138,6 +144,7 @@ struct DecodeWeights {
   int32_t maps;
   uint8_t shape;
   bool paired;
+  bool held;  // of more than eight rows, after an attention: until that has its queries (decode_weights.cuh)
 };
 
 // What the kernel is told. Maps, phases, weights and lists lie in device memory (decode_script).

@@ -33,7 +33,7 @@ Share share_of(const DecodeProduct& product, int rows, int block, int blocks) {
   share.count = count;
   share.strips = Tiles::strips(tiles), share.pair = pair, share.done = product.done;
   share.per_strip = ((1u << 20) + share.strips - 1) / std::max(1, share.strips);
-  share.per_row = ((1u << 20) + rows - 1) / rows;
+  share.first_group = piece * rows * groups, share.row_groups = groups;
   return share;
 }
 
@@ -111,10 +111,10 @@ void list_done(const Share& share, const DecodeProduct& product, Done* done) {
               total = share.items<Tiles>(round) * share.strips;
     const int first = team_of_strip<Tiles>(which * share.strips, total),
               last = team_of_strip<Tiles>((which + 1) * share.strips - 1, total);
-    const Item item = item_of<Tiles>(product, share.item(i));
+    const int item = share.item(i);
     done[share.done + i] = {static_cast<uint16_t>(place_of_sums<Tiles>(which, first, 0)),
-                            static_cast<uint8_t>((last - first + 1) * Tiles::kTeam), static_cast<uint8_t>(item.matrix),
-                            item.group};
+                            static_cast<uint8_t>((last - first + 1) * Tiles::kTeam),
+                            static_cast<uint8_t>(item_of<Tiles>(product, item).matrix), item >> share.pair};
   }
 }
 

@@ -116,7 +116,9 @@ __device__ inline bool is_written(float number) { return __float_as_uint(number)
 // whole lines, and sees to it that they are clear before its block says that it has come further. (Of so many phases one is a
 // sum, which the host sees to: to its end all blocks come, to a product's only those that have work.)
 __device__ inline void clear_rows(const Exchange& e, int rows, int width) {
-  constexpr int kLine = 512, kAtOnce = 2;
+  // All that a block clears at a time under way at once: each trip takes thousands of cycles while weights stream in, and the
+  // end of a phase waits for this.
+  constexpr int kLine = 512, kAtOnce = 6;
   const int lane = threadIdx.x % 32, row_lines = rows * width * 2 / kLine,
             lines = row_lines + (rows * width / 4 + kLine - 1) / kLine;
   const auto place = [&](int line) {
@@ -125,15 +127,19 @@ __device__ inline void clear_rows(const Exchange& e, int rows, int width) {
     return reinterpret_cast<uint4*>(to + lane * 16);
   };
 #pragma unroll 1
-  for (int line = blockIdx.x; line < lines; line += kAtOnce * gridDim.x) {
-    // The same one twice where there are fewer.
-    uint4 *const first = place(line), *const second =
-                                          place(line + static_cast<int>(gridDim.x) < lines ? line + gridDim.x : line);
-    put_piece(first, kUnwritten, kUnwritten, kUnwritten, kUnwritten);
-    put_piece(second, kUnwritten, kUnwritten, kUnwritten, kUnwritten);
+  for (int first = blockIdx.x; first < lines; first += kAtOnce * gridDim.x) {
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j)
+      if (const int line = first + j * gridDim.x; line < lines)
+        put_piece(place(line), kUnwritten, kUnwritten, kUnwritten, kUnwritten);
     // Once these are answered the places are clear.
-    const uint4 cleared = peek(first), cleared_too = peek(second);
-    asm volatile("" ::"r"(cleared.w), "r"(cleared_too.w));
+    float cleared[kAtOnce] = {};
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j)
+      if (const int line = first + j * gridDim.x; line < lines)
+        cleared[j] = peek_number(reinterpret_cast<const float*>(place(line)));
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) asm volatile("" ::"f"(cleared[j]));
   }
 }
 

@@ -1,6 +1,8 @@
 // The end of a decode chain's product: from the sums that its warps leave in shared memory to results, and to what the next
 // phase takes.
 #pragma once
+#include <algorithm>
+
 #include "cuda/decode_norm.cuh"
 
 namespace q4::gpu::decode {
@@ -19,56 +21,45 @@ struct Finish {
   const DecodePhase* next;  // null after the last phase
 };
 
-// Four neighbouring outputs of a row, and what is done with them: found before the sums are there.
+// Rows as threads are dealt out to outputs: a power of two.
+template <typename Rows>
+constexpr int kRowsOfGroup = Rows::kExactly > 0 ? Rows::kExactly : Rows::kMostRows;
+// Of a round, quads of outputs at most.
+template <typename Rows>
+constexpr int kMostQuads =
+    std::max(Rows::Tiles::kRoundItems / 2, Rows::Tiles::kSingleItems) * kRowsOfGroup<Rows> * (kElements / kQuad);
+
+// Four neighbouring outputs of a row, and what is done with them: found before the sums are there, in few instructions, as
+// the slowest warp comes to that last.
 struct Outputs {
-  int from, parts;  // of the sums
-  int count;        // 0: none
-  int matrix, at;   // where in its results
-  int group;
+  bool inside;                 // false: none
+  int from, parts;             // of the sums
+  int row, matrix, output;     // where in the product's results
+  int group;                   // of what is handed on
   float factor, other_factor;  // other: of a pair
-  enum class Next { nothing, parts, halves, rows, sum } next;
-  // For a sum: where x before it is among what is kept, and the next norm's weights.
-  int kept;
-  float4 weight;
 };
-template <bool kWhole>
-__device__ inline int row_of_outputs(const Share& share, int i, int rows) {
-  return kWhole ? i / 4 % rows : i / 4 - share.divide_by_rows(i / 4) * rows;
-}
 // The factor of x that makes up a norm.
 template <typename Rows>
 __device__ inline float scale_of_product(const DecodePhase& phase, const float* squares, int row) {
   return Rows::kEpilogue * (phase.norm.weight ? scale_of<Rows>(phase.norm, squares, row) : 1.0f);
 }
-// Without that factor. done: where the list of all items is in shared memory.
+// Without that factor: the i-th quad of a round that has so many items. done: where the list of all items is in shared memory.
 template <typename Rows>
-__device__ inline Outputs outputs_of(const DecodePhase& phase, const Share& share, int items, int done, int rows,
-                                     int round, int i, const Finish& f) {
+__device__ inline Outputs outputs_of(const Share& share, int items, int done, int rows, int round, uint32_t i,
+                                     const float* globals) {
   static_assert(Rows::Tiles::kGroup == kElements);
-  constexpr bool kWhole = Rows::kExactly > 0;
-  const DecodeProduct& product = phase.product;
-  const int round_items = share.template round_items<typename Rows::Tiles>();
-  const int pair = share.pair, in_row = (product.items + pair) >> pair;
-  const int q = i % 4, g = i / 4, unit = kWhole ? g / rows : share.divide_by_rows(g), row = g - unit * rows;
-  const int which = pair ? unit * 2 + q / 2 : unit, r = (pair ? q % 2 : q) * kQuad;
+  constexpr int kRows = kRowsOfGroup<Rows>;
+  const int pair = share.pair, q = static_cast<int>(i % 4), row = static_cast<int>(i / 4 % kRows),
+            unit = static_cast<int>(i / 4 / kRows), which = pair ? unit * 2 + q / 2 : unit;
   Outputs o{};
-  o.next = !f.next                              ? Outputs::Next::nothing
-           : !kWhole && product.splits > 1      ? Outputs::Next::parts
-           : f.next->kind != PhaseKind::product ? Outputs::Next::halves
-           : kWhole && product.adds             ? Outputs::Next::sum
-                                                : Outputs::Next::rows;
-  if (which >= items) return o;
-  const Done item = (&place<Done>(done))[share.done + round * round_items + which];
-  const DecodeMatrix& m = product.matrix[item.matrix];
-  o.from = item.first * Rows::sum_floats(rows) + Rows::sum_place(row, r), o.parts = item.parts;
-  const int output = item.group * (kElements >> pair) + r;
-  o.count = min(kQuad, m.outputs - output), o.matrix = item.matrix, o.at = row * m.outputs + output;
-  o.group = (kWhole ? row : share.piece * rows + row) * in_row + (share.item(round * round_items + which) >> pair);
-  o.factor = f.globals[item.matrix], o.other_factor = pair ? f.globals[1] : 0;
-  if (kWhole && o.next == Outputs::Next::sum) {
-    o.kept = round * round_items * rows * kElements + i * kQuad;
-    o.weight = *reinterpret_cast<const float4*>(f.next->norm.weight + output);
-  }
+  if (which >= items || row >= rows) return o;
+  const Done item =
+      (&place<Done>(done))[share.done + round * share.template round_items<typename Rows::Tiles>() + which];
+  o.inside = true;
+  o.from = item.first * Rows::kSumFloats + Rows::sum_place(row, (pair ? q & 1 : q) * kQuad), o.parts = item.parts;
+  o.row = row, o.matrix = item.matrix, o.output = item.group * kElements + q * kQuad;
+  o.group = share.first_group + row * share.row_groups + item.group;
+  o.factor = globals[item.matrix], o.other_factor = pair ? globals[1] : 0;
   return o;
 }
 
@@ -88,9 +79,11 @@ __device__ inline void store(void* y, int at, const float (&v)[kQuad], int count
 
 // What the warps left of a quad, added in their order; of a pair, of the second matrix too. Read several at a time, so that
 // not each waits for the one before.
-__device__ inline void add_parts(float (&v)[kQuad], float (&other)[kQuad], const float* from, const float* other_from,
-                                 int parts, int apart, bool pair) {
+template <typename Rows>
+__device__ inline void add_parts(float (&v)[kQuad], float (&other)[kQuad], const float* sums, int from, int parts,
+                                 bool pair) {
   constexpr int kAtOnce = 4;
+  const float *const first_of_all = sums + from, *const other_of_all = sums + Rows::second_half(from);
 #pragma unroll
   for (int j = 0; j < kQuad; ++j) v[j] = other[j] = 0;
 #pragma unroll 1
@@ -98,15 +91,15 @@ __device__ inline void add_parts(float (&v)[kQuad], float (&other)[kQuad], const
     float4 a[kAtOnce], b[kAtOnce];
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
-      const int at = (first + k) * apart;
+      const int at = (first + k) * Rows::kSumFloats;
       a[k] = b[k] = make_float4(0, 0, 0, 0);
-      if (first + k < parts) a[k] = *reinterpret_cast<const float4*>(from + at);
-      if (first + k < parts && pair) b[k] = *reinterpret_cast<const float4*>(other_from + at);
+      if (first + k < parts) a[k] = *reinterpret_cast<const float4*>(first_of_all + at);
+      if (pair && first + k < parts) b[k] = *reinterpret_cast<const float4*>(other_of_all + at);
     }
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
       v[0] += a[k].x, v[1] += a[k].y, v[2] += a[k].z, v[3] += a[k].w;
-      other[0] += b[k].x, other[1] += b[k].y, other[2] += b[k].z, other[3] += b[k].w;
+      if (pair) other[0] += b[k].x, other[1] += b[k].y, other[2] += b[k].z, other[3] += b[k].w;
     }
   }
 }
@@ -114,16 +107,19 @@ __device__ inline void add_parts(float (&v)[kQuad], float (&other)[kQuad], const
 // What the product as an op would leave.
 __device__ inline void leave_results(const DecodeProduct& product, const Outputs& o, const float (&v)[kQuad],
                                      const float (&other)[kQuad], const float (&activated)[kQuad]) {
+  const DecodeMatrix& m = product.matrix[o.matrix];
+  const int output = o.output - m.first_group * kElements, count = min(kQuad, m.outputs - output),
+            at = o.row * m.outputs + output;
   if (product.paired) {
     void *const gate = product.matrix[product.swapped].y, *const up = product.matrix[!product.swapped].y;
-    if (gate) store<bf16>(gate, o.at, v, o.count);
-    if (up) store<bf16>(up, o.at, other, o.count);
-    if (product.activated) store<bf16>(product.activated, o.at, activated, o.count);
-  } else if (void* const y = product.matrix[o.matrix].y) {
+    if (gate) store<bf16>(gate, at, v, count);
+    if (up) store<bf16>(up, at, other, count);
+    if (product.activated) store<bf16>(product.activated, at, activated, count);
+  } else if (m.y) {
     if (product.wide_output)
-      store<float>(y, o.at, v, o.count);
+      store<float>(m.y, at, v, count);
     else
-      store<bf16>(y, o.at, v, o.count);
+      store<bf16>(m.y, at, v, count);
   }
 }
 
@@ -142,32 +138,36 @@ __device__ inline void activate(float (&activated)[kQuad], float (&gate)[kQuad],
 // Of more rows: four outputs from the sums of their warps, four neighbouring lanes a group, whole warps: first what the next
 // phase waits for, then results. scale: what scale_of_product says.
 template <typename Rows>
-__device__ inline void finish(const DecodePhase& phase, const float* sums, int rows, const Outputs& o, float scale,
-                              const Finish& f) {
-  using Next = Outputs::Next;
-  const DecodeProduct& product = phase.product;
-  const bool pair = product.paired, inside = o.count > 0, in_parts = product.splits > 1;
-  float v[kQuad], other[kQuad];
-  add_parts(v, other, sums + o.from, sums + Rows::second_half(o.from), o.parts, Rows::sum_floats(rows), pair);
-  float result[kQuad];  // of a pair, what comes of gate and up
+__device__ inline void finish(const DecodeProduct& product, const float* sums, const Outputs& o, float scale,
+                              const Exchange& to) {
+  const bool pair = product.paired;
+  float v[kQuad], other[kQuad], activated[kQuad];  // of a pair: gate, up, and what comes of them
+  add_parts<Rows>(v, other, sums, o.from, o.parts, pair);
+  const float factor = o.factor * scale, other_factor = o.other_factor * scale;
 #pragma unroll
   for (int j = 0; j < kQuad; ++j) {
-    v[j] *= o.factor * scale, other[j] *= o.other_factor * scale;
-    result[j] = in_parts || product.wide_output ? v[j] : rounded<bf16>(v[j]);
+    v[j] *= factor;
+    if (pair) other[j] *= other_factor;
   }
-  if (pair) activate(result, v, other, product.swapped);
-  if (o.next == Next::parts)
-    post_sums(f.to, o.group, v, inside);
-  else if (o.next == Next::halves)
-    post_halves<false>(f.to, o.group, result, inside);
-  else if (o.next == Next::rows)
-    Rows::post(f.to, o.group, result, 0, inside);
-  if (inside && !in_parts) leave_results(product, o, v, other, result);
+  if (!pair && product.hands_on == HandsOn::sums) {
+    post_sums(to, o.group, v, o.inside);
+    return;
+  }
+  float result[kQuad];
+  if (pair) activate(activated, v, other, product.swapped);
+#pragma unroll
+  for (int j = 0; j < kQuad; ++j) result[j] = pair ? activated[j] : v[j];
+  if (product.hands_on == HandsOn::rows)
+    Rows::post(to, o.group, result, 0, o.inside);
+  else if (product.hands_on == HandsOn::halves)
+    post_halves<false>(to, o.group, result, o.inside);
+  if (product.leaves && o.inside) leave_results(product, o, v, other, activated);
 }
 
 // Quads of a round's outputs.
-__device__ inline int quads_of(const Share& share, int items, int rows) {
-  return ((items + share.pair) >> share.pair) * rows * (kElements / kQuad);
+template <typename Rows>
+__device__ inline int quads_of(const Share& share, int items) {
+  return ((items + share.pair) >> share.pair) * kRowsOfGroup<Rows> * (kElements / kQuad);
 }
 
 }  // namespace q4::gpu::decode

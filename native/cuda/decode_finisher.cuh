@@ -58,22 +58,27 @@ template <typename Rows, Made kMade, typename Staged, typename Announce>
 __device__ inline void finish_rounds(const DecodePhase& phase, const Share& share, int done, int rows,
                                      const float* sums, const Finish& f, Staged&& staged, Announce&& announce) {
   constexpr bool kPair = kMade == Made::activated;
-  const int step = Rows::sum_floats(rows);
+  constexpr int step = Rows::kSumFloats;
   const DecodeProduct& product = phase.product;
   const int lane = threadIdx.x % 32, rounds = share.template rounds<typename Rows::Tiles>();
   float scale = 1;
 #pragma unroll 1
   for (int round = 0, first = 0; round < rounds;) {
-    const int items = share.template items<typename Rows::Tiles>(round), quads = quads_of(share, items, rows),
+    const int items = share.template items<typename Rows::Tiles>(round), quads = quads_of<Rows>(share, items),
               buffer = round % 2;
     const Helpers helpers(lane, quads);
-    const Outputs o = outputs_of<Rows>(phase, share, items, done, rows, round, first + lane % helpers.apart, f);
+    const int i = first + lane % helpers.apart;
+    const Outputs o = outputs_of<Rows>(share, items, done, rows, round, i, f.globals);
+    // For a sum: the next norm's weights, and where x before it is among what is kept.
+    float4 weight{};
+    if (kMade == Made::sum && o.inside) weight = *reinterpret_cast<const float4*>(f.next->norm.weight + o.output);
+    const int kept = round * share.template round_items<typename Rows::Tiles>() * rows * kElements + i * kQuad;
     if (round == 0 && first == 0) scale = staged();
-    const bool inside = o.count > 0 && helpers.number == 0;
+    const bool inside = o.inside && helpers.number == 0;
     const float* const from = sums + buffer * (kRoundSums<typename Rows::Tiles> * step) + o.from;
     const float factor = o.factor * scale, other_factor = o.other_factor * scale;
     uint2 before{};
-    if (kMade == Made::sum) before = quad(f.kept + o.kept);
+    if (kMade == Made::sum) before = quad(f.kept + (o.inside ? kept : 0));
     if (first == 0) meet<kLeftBarrier>(buffer);
 
     float v[kQuad], other[kQuad], result[kQuad];
@@ -95,22 +100,22 @@ __device__ inline void finish_rounds(const DecodePhase& phase, const Share& shar
       for (int j = 0; j < kQuad; ++j) x[j] += v[j];
       const uint2 sum = pack4(x);
       unpack4(x, sum);
-      const float y[kQuad] = {x[0] * o.weight.x, x[1] * o.weight.y, x[2] * o.weight.z, x[3] * o.weight.w};
+      const float y[kQuad] = {x[0] * weight.x, x[1] * weight.y, x[2] * weight.z, x[3] * weight.w};
       Rows::post(f.to, o.group, y, squares_of_group(x), inside);
       if (inside) {
-        quad(f.kept + o.kept) = sum;
-        if (bf16* const place = f.next->norm.sum) quad(place + o.at) = sum;
+        quad(f.kept + kept) = sum;
+        if (bf16* const place = f.next->norm.sum) quad(place + o.row * f.next->norm.width + o.output) = sum;
       }
     } else if constexpr (kMade == Made::activated) {
       activate(result, v, other, product.swapped);
-      if (o.next == Outputs::Next::rows) Rows::post(f.to, o.group, result, 0, inside);
-    } else if (o.next == Outputs::Next::halves) {
+      if (product.hands_on == HandsOn::rows) Rows::post(f.to, o.group, result, 0, inside);
+    } else if (product.hands_on == HandsOn::halves) {
       post_halves<true>(f.to, o.group, v, inside);
-    } else if (o.next == Outputs::Next::rows) {
+    } else if (product.hands_on == HandsOn::rows) {
       unpack4(v, pack4(v));
       Rows::post(f.to, o.group, v, 0, inside);
     }
-    if (inside) leave_results(product, o, v, other, result);
+    if (product.leaves && inside) leave_results(product, o, v, other, result);
     first += 32;
     if (first < quads) continue;
     if (round + 2 < rounds) tell<kReadBarrier>(buffer);

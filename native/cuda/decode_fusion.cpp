@@ -282,7 +282,7 @@ void CudaBackend::use_tags(int phases) {
 void CudaBackend::add_matrices(DecodeProduct& product, std::initializer_list<Projection> projections, bool paired) {
   product.paired = paired, product.maps = static_cast<int>(plan_.maps.size());
   for (const auto& [weight, y] : projections)
-    product.matrix[product.matrices++] = {weight.global_scale, y, static_cast<int>(weight.rows())};
+    product.matrix[product.matrices++] = {weight.global_scale, y, static_cast<int>(weight.rows()), 0};
   const auto map = [&](const Tensor& weight, const Tensor& second) {
     plan_.maps.push_back(decode_maps(weight, second));
   };

@@ -22,9 +22,9 @@ struct Layout {
 struct Common {
   uint64_t cache_barrier;   // of keys and values that are copied
   uint64_t logits_barrier;  // passed when the block has left its logits, of which tokens are chosen
-  // Of more rows: passed when a phase begins, and when what the block clears in it is clear; when there is room for the next
-  // attention's values, and for keys.
-  uint64_t begun, cleared, values_fit, keys_fit;
+  // Of more rows: passed when a phase begins, and when what the block clears in it is clear; when there is room for keys and
+  // values of the next attention beside x and sums, beside sums, and everywhere; when an attention has its queries.
+  uint64_t begun, cleared, early_fits, cache_fits, rest_fits, q_came;
   uint64_t described;  // of what set_up has brought
   uint32_t cache_parity, first_tag;
 };
@@ -68,7 +68,7 @@ Layout layout_for(int rows, const Needs& needs, int shared_bytes) {
   l.common = l.globals + align(kWindow * 3 * 4);
   l.x = l.common + align(static_cast<int>(sizeof(Common)));
   const int x = align(Rows::bytes(rows, needs.tiles)), attention = align(needs.attention),
-            sums = align(l.sums_buffers * kRoundSums<typename Rows::Tiles> * Rows::sum_floats(rows) * 4);
+            sums = align(l.sums_buffers * kRoundSums<typename Rows::Tiles> * Rows::kSumFloats * 4);
   constexpr int kFixed = static_cast<int>(sizeof(AttentionMemory));
   if (kFew) {
     l.attention = l.x, l.parts = l.x + kFixed, l.sums = l.x + std::max(x, attention);
@@ -82,9 +82,8 @@ Layout layout_for(int rows, const Needs& needs, int shared_bytes) {
     l.sums = l.total - sums, l.attention = l.total - align(kFixed);
     l.parts = l.attention - (attention > 0 ? align(needs.attention - kFixed) : 0);
     if (attention > 0) {
-      // Values come while sums are still read.
-      l.value_boxes = std::min(kMost, std::max(0, std::min(l.parts, l.sums) - l.x) / kBox);
-      l.key_boxes = std::min(kMost, (l.attention - l.x) / kBox - l.value_boxes);
+      const int boxes = std::min(2 * kMost, (l.attention - l.x) / kBox);
+      l.key_boxes = boxes / 2, l.value_boxes = boxes - l.key_boxes;
     }
   }
   return l;
@@ -94,6 +93,12 @@ __device__ inline Table table_of(const DecodeChain& chain, const Layout& layout)
   return {&place<DecodePhase>(layout.table), &place<Share>(layout.shares), &place<Segment>(layout.segments),
           &place<DecodeWeights>(layout.weights), chain.products};
 }
+// Where a product's x is: of more rows right before the sums, so that as much as can be is left for what comes early of keys and
+// values.
+template <typename Rows>
+__device__ inline int place_of_x(const Layout& layout, const Share& share, int rows) {
+  return Rows::kExactly ? layout.x : layout.sums - Rows::bytes(rows, share.tiles);
+}
 template <bool kFew>
 __device__ inline Finish finish_of(const DecodeChain& chain, const Layout& layout, int p) {
   return {&place<float>(layout.globals) + slot_of(p) * 3, &place<bf16>(layout.kept),
@@ -101,8 +106,8 @@ __device__ inline Finish finish_of(const DecodeChain& chain, const Layout& layou
           p + 1 == chain.linked ? nullptr : &place<DecodePhase>(layout.table) + slot_of(p + 1)};
 }
 template <typename Rows>
-__device__ inline float* sums_of(const Layout& layout, int rows, int buffer) {
-  return &place<float>(layout.sums) + buffer * (kRoundSums<typename Rows::Tiles> * Rows::sum_floats(rows));
+__device__ inline float* sums_of(const Layout& layout, int buffer) {
+  return &place<float>(layout.sums) + buffer * (kRoundSums<typename Rows::Tiles> * Rows::kSumFloats);
 }
 
 }  // namespace q4::gpu::decode

@@ -104,6 +104,9 @@ __device__ inline void sum_rows(const DecodeNorm& norm, bool first, const Decode
   }
   // What does not depend on the phase before, of a thread's first elements, is there when that is.
   Element e = element(threadIdx.x);
+  int warps = 1;  // that have any
+  if (Rows::kExactly == 0)
+    while (warps < kWarps && more(warps * 32)) ++warps;
   if (!first) await();
 #pragma unroll 1
   for (int i = threadIdx.x; more(i); i += kThreads) {
@@ -125,10 +128,12 @@ __device__ inline void sum_rows(const DecodeNorm& norm, bool first, const Decode
       unpack4(x, sum);
       if (e.inside) quad(kept + i * kQuad) = sum;
     }
-    if (i == 0) announce();
     const float squares = squares_of_group(x),
                 y[kQuad] = {x[0] * e.weight.x, x[1] * e.weight.y, x[2] * e.weight.z, x[3] * e.weight.w};
     Rows::post(to, e.row * mine.groups + e.group, y, squares, e.inside);
+    // Not before all warps have: who looks for rows too early, and does not find all of them, waits for another trip.
+    if (Rows::kExactly == 0 && i < kThreads) first_warps_sync(warps);
+    if (i == 0) announce();
     if (e.inside && norm.sum) quad(norm.sum + e.at) = pack4(x);
   }
   if (threadIdx.x == 0 && !more(0)) announce();
@@ -137,8 +142,10 @@ __device__ inline void sum_rows(const DecodeNorm& norm, bool first, const Decode
 // 1 / rms of a row from what staging left, by whole warps; lanes may ask for different rows.
 template <typename Rows>
 __device__ inline float scale_of(const DecodeNorm& norm, const float* squares, int row) {
-  float total = 0;
-  if constexpr (Rows::kExactly) {
+  if constexpr (Rows::kExactly == 0) {
+    return squares[row];  // which RowStager made of them
+  } else {
+    float total = 0;
     static_assert(kSquares<Rows> == 32 * 8);
 #pragma unroll
     for (int r = 0; r < Rows::kExactly; ++r) {
@@ -147,10 +154,8 @@ __device__ inline float scale_of(const DecodeNorm& norm, const float* squares, i
       const float sum = warp_sum(v.x + v.y + (v.z + v.w) + (w.x + w.y + (w.z + w.w)));
       if (r == row) total = sum;
     }
-  } else {
-    total = squares[row];
+    return rsqrtf(__fdividef(total, static_cast<float>(norm.width)) + norm.eps);
   }
-  return rsqrtf(__fdividef(total, static_cast<float>(norm.width)) + norm.eps);
 }
 
 // What the norm as an op would leave, a share by every block that has work in the product's phase: by `threads` threads,

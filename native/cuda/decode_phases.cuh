@@ -22,7 +22,7 @@ struct Multiplier {
         segment(table.segments + share.segments[threadIdx.x / 32 / Tiles::kTeam]) {}
 
   // The warp's tiles of a round, whose sums it leaves.
-  __device__ void round(const Share& share, float* sums, int rows) {
+  __device__ void round(const Share& share, float* sums) {
     const int warp = threadIdx.x / 32, part = warp % Tiles::kTeam, tiles = share.tiles;
     for (bool last = false; !last;) {
       const Segment now = *segment++;
@@ -35,7 +35,7 @@ struct Multiplier {
         weights.give();
       }
       if (now.count == 0) continue;
-      of_x.leave(sums + place_of_sums<Tiles>(now.which, warp / Tiles::kTeam, part) * Rows::sum_floats(rows), rows);
+      of_x.leave(sums + place_of_sums<Tiles>(now.which, warp / Tiles::kTeam, part) * Rows::kSumFloats);
       of_x.reset();
     }
   }
@@ -62,9 +62,9 @@ __device__ __forceinline__ void finish_products(const DecodeChain& chain, const 
         leave_norm<Rows>(phase.norm,
                          copy_of<true>(exchange_of<true>(chain, place<Common>(layout.common).first_tag, p - 1)),
                          squares, rows, (phase.product.items + share.pair) >> share.pair, lane, kFinishThreads);
-      return scale_of_product<Rows>(phase, squares, row_of_outputs<true>(share, lane, rows));
+      return scale_of_product<Rows>(phase, squares, lane / 4 % kRowsOfGroup<Rows>);
     };
-    const float* const sums = sums_of<Rows>(layout, rows, 0);
+    const float* const sums = sums_of<Rows>(layout, 0);
     const auto announce = [&] {
       if (lane == 0 && f.next) decode::announce(chain.counters + 3 + p);
     };
@@ -103,8 +103,10 @@ __device__ inline void prefetch(const DecodeAttention& call, int rows, const Seq
                   threadIdx.x % 4 * kLine);
 }
 
-__device__ inline StagedCache staged_cache(const Layout& layout) {
-  return {shared_address(&place<uint8_t>(layout.x)), layout.value_boxes, layout.key_boxes};
+__device__ inline StagedCache staged_cache(const Layout& layout, const Task& task) {
+  constexpr int kBoxKeys = StagedCache::kBoxKeys;
+  return {shared_address(&place<uint8_t>(layout.x)), layout.key_boxes, layout.value_boxes,
+          min((task.end - task.begin + kBoxKeys - 1) / kBoxKeys, layout.key_boxes)};
 }
 
 // What a phase is linked with, found when it is wanted: nothing stays in registers from phase to phase, attentions need them.
@@ -132,13 +134,20 @@ struct Here {
     const DecodeProduct& product = phase(p - 1).product;
     return product.splits > 1 ? chain.rows * product.items : 0;
   }
-  __device__ StagedCache staged() const { return staged_cache(layout); }
+  __device__ StagedCache staged() const { return staged_cache(layout, reread(sequences().task)); }
   __device__ bool attends_next() const { return p + 1 < chain.linked && phase(p + 1).kind == PhaseKind::attention; }
   __device__ float* parts() const { return &place<float>(layout.parts); }
   __device__ Common& common() const { return place<Common>(layout.common); }
-  // Of more rows, by one thread: that there is room for the next attention's values, and for the keys of the task.
-  __device__ void ask_for_values() const { barrier_arrive(shared_address(&common().values_fit)); }
-  __device__ void ask_for_keys() const { barrier_arrive(shared_address(&common().keys_fit)); }
+  // Of more rows, by one thread: that there is room for keys and values of the next attention before x, that x is no longer
+  // read, and that the sums of the product before are not either.
+  __device__ void ask_for_early() const { barrier_arrive(shared_address(&common().early_fits)); }
+  __device__ void ask_for_cache() const { barrier_arrive(shared_address(&common().cache_fits)); }
+  // Of an attention, by one thread: that it has its queries, so that the next product's weights may come.
+  __device__ void let_weights_come() const {
+    if (p + 1 < chain.linked && phase(p + 1).kind == PhaseKind::product)
+      barrier_arrive(shared_address(&common().q_came));
+  }
+  __device__ void ask_for_rest() const { barrier_arrive(shared_address(&common().rest_fits)); }
   // Of keys and values: the barrier of their copies, waited for by all, who then meet, and then its next phase begins.
   __device__ uint32_t barrier() const { return shared_address(&common().cache_barrier); }
   __device__ void await_copies() const { barrier_wait(barrier(), common().cache_parity); }
@@ -161,6 +170,9 @@ struct Here {
   // By one thread, before results are there: whoever waits then asks for them in time.
   __device__ void announce() const {
     if (!kWhole) await_cleared(p);
+    announce_cleared();
+  }
+  __device__ void announce_cleared() const {
     if (awaited()) gpu::decode::announce(chain.counters + 3 + p);
   }
   __device__ void announce_by_one() const {
@@ -171,11 +183,14 @@ struct Here {
     if (p > 0) await_cleared(p - 1);
     barrier_arrive(shared_address(&common().begun));
   }
+  // By the thread that begins phases; by another only before it meets that one in the same phase: a phase later the barrier's
+  // parity is that of the phase before again.
   __device__ void await_cleared(int which) const { barrier_wait(shared_address(&common().cleared), which & 1); }
 };
 
 // All that the warp does, of more rows, which prepares what is to come, so that those that compute need not: it clears the
 // places of rows that later phases hand on, has keys and values brought, and descriptions of phases.
+template <typename Rows>
 class Preparation {
  public:
   // Phases before an attention in which what it will read of its cache is asked for: with more the weights that flow by drive it
@@ -201,54 +216,76 @@ class Preparation {
           clear_rows(exchange_of<false>(chain_, common().first_tag, which), chain_.rows,
                      phase(which + 1).product.width);
       if (phase(p).kind == PhaseKind::product && p + 1 < chain_.linked && phase(p + 1).kind == PhaseKind::attention)
-        bring_values(phase(p + 1).attention);
+        bring_early(phase(p + 1).attention, table_of(chain_, layout_).share[phase(p).product.shape]);
       else
         say_cleared();
 #pragma unroll 1
       for (int q = p > 0 ? p + kPrefetchedAhead : 1; q <= p + kPrefetchedAhead && q < chain_.linked; ++q)
-        if (phase(q).kind == PhaseKind::attention)
-          prefetch_cache(phase(q).attention, chain_.maps[phase(q).attention.maps], chain_.rows, sequences().past);
+        prefetch_for(phase(q));
     }
   }
 
  private:
+  // What a phase reads right at its start, from memory into the second-level cache: loads behind such a one wait for it too.
+  __device__ void prefetch_for(const DecodePhase& phase) const {
+    constexpr int kLine = 128;
+    const int lane = threadIdx.x % 32;
+    if (phase.kind == PhaseKind::attention) {
+      const DecodeAttention& call = phase.attention;
+      if (lane < 2 * D * 4 / kLine)
+        prefetch_line(reinterpret_cast<const char*>(lane % 2 ? call.k_weight : call.q_weight) + lane / 2 * kLine);
+      prefetch_cache(call, chain_.maps[call.maps], chain_.rows, sequences().past);
+    } else if (phase.kind == PhaseKind::sum && phase.norm.weight) {
+      for (int line = blockIdx.x + lane * gridDim.x; line < phase.norm.width * 4 / kLine; line += 32 * gridDim.x)
+        prefetch_line(reinterpret_cast<const char*>(phase.norm.weight) + line * kLine);
+    }
+  }
   __device__ Common& common() const { return place<Common>(layout_.common); }
   __device__ Sequences& sequences() const { return place<Sequences>(layout_.sequences); }
   __device__ const DecodePhase& phase(int which) const { return (&place<DecodePhase>(layout_.table))[slot_of(which)]; }
-  __device__ void stage(const CachePlace& cache, const DecodeAttention& call, bool with_values, bool with_keys) const {
-    stage_cache(cache, chain_.maps[call.maps], staged_cache(layout_), shared_address(&common().cache_barrier),
-                with_values, with_keys);
+  __device__ void stage(const CachePlace& cache, const DecodeAttention& call, bool expects, int first, int end) const {
+    stage_cache(cache, chain_.maps[call.maps], staged_cache(layout_, sequences().task),
+                shared_address(&common().cache_barrier), expects, first, end);
   }
   __device__ void say_cleared() const {
     __syncwarp();
     if (threadIdx.x % 32 == 0) barrier_arrive(shared_address(&common().cleared));
   }
-  // The values that the block takes first of the next attention, at the end of the product before, when x is no longer read;
-  // where they are is found while the task is still that of the last attention.
-  __device__ void bring_values(const DecodeAttention& call) {
+  // Of the first keys and values that the block takes of the next attention, in the product before, what has room beside its x and
+  // sums, while it is multiplied, and what has room beside its sums, when x is no longer read. (All at once, when q is waited
+  // for, would keep the count of blocks and q waiting behind it.) Where they are is found while the task is still that of the
+  // last attention.
+  __device__ void bring_early(const DecodeAttention& call, const Share& share) {
     const Task& task = sequences().task;
-    CachePlace values(task, call);
-    if (!is_task(task, blockIdx.x, call)) values.boxes = 0;
+    const int early = max(0, place_of_x<Rows>(layout_, share, chain_.rows) - layout_.x) / StagedCache::kBoxBytes;
+    CachePlace cache(task, call);
+    if (!is_task(task, blockIdx.x, call)) cache.boxes = 0;
     say_cleared();
-    barrier_wait(shared_address(&common().values_fit), state_ & 1), state_ ^= 1;
-    if (values.boxes > 0) stage(values, call, true, false), state_ |= kValuesCome;
+    barrier_wait(shared_address(&common().early_fits), state_ & 1);
+    if (cache.boxes > 0) stage(cache, call, true, 0, early), state_ |= kCacheComes;
+    barrier_wait(shared_address(&common().cache_fits), state_ & 1), state_ ^= 1;
+    if (cache.boxes > 0) stage(cache, call, false, early, boxes_before_sums());
   }
+  // What has room beside sums.
+  __device__ int boxes_before_sums() const { return (layout_.sums - layout_.x) / StagedCache::kBoxBytes; }
   __device__ void bring_cache(const DecodeAttention& call) {
     const int items = items_of_attention(chain_.rows * call.kv_heads, gridDim.x);
 #pragma unroll 1
     for (int item = blockIdx.x; item < items; item += gridDim.x) {
-      barrier_wait(shared_address(&common().keys_fit), state_ >> 1 & 1), state_ ^= 2;
+      barrier_wait(shared_address(&common().rest_fits), state_ >> 1 & 1), state_ ^= 2;
       const CachePlace cache(sequences().task, call);
       __syncwarp();  // the task is another as soon as those that compute have waited for the copies
-      stage(cache, call, (state_ & kValuesCome) == 0, true), state_ &= kParities;
+      const bool comes = state_ & kCacheComes;
+      stage(cache, call, !comes, comes ? boxes_before_sums() : 0, 2 * StagedCache::kMostBoxes);
+      state_ &= kParities;
     }
   }
 
   const DecodeChain& chain_;
   const Layout& layout_;
-  // Parities of the barriers values_fit and keys_fit, and that values come for the next attention already: in one register, as
-  // there are few.
-  static constexpr uint32_t kParities = 3, kValuesCome = 4;
+  // Parities of early_fits and cache_fits, and of rest_fits, and that something comes for the next attention already: in one
+  // register, as there are few.
+  static constexpr uint32_t kParities = 3, kCacheComes = 4;
   uint32_t state_ = 0;
 };
 
@@ -278,7 +315,7 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
     } else if (phase.kind == PhaseKind::product) {
       const Share& share = table.share[phase.product.shape];
       if (share.count > 0) {
-        uint8_t* const x = &place<uint8_t>(layout.x);
+        uint8_t* const x = &place<uint8_t>(place_of_x<Rows>(layout, share, rows));
         float* const squares = &place<float>(layout.squares);
         Multiplier<Rows, kDepth> multiplier(table, share, x, &place<uint8_t>(layout.constants), rows);
         if constexpr (kWhole) {
@@ -289,7 +326,7 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
           const int rounds = share.template rounds<typename Rows::Tiles>();
           for (int round = 0; round < rounds; ++round) {
             if (round >= 2) meet<kReadBarrier>(round % 2);
-            multiplier.round(share, sums_of<Rows>(layout, rows, round % 2), rows);
+            multiplier.round(share, sums_of<Rows>(layout, round % 2));
             tell<kLeftBarrier>(round % 2);
           }
           multiplier.weights.keep();
@@ -297,44 +334,39 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
           const RowStager<Rows> stager(phase, here.from(), share, x, squares, rows);
           here.await();
           stager.stage();
+          const bool brings = here.attends_next();
+          if (brings) fence_copies();
           block_sync();
+          if (brings && threadIdx.x == 0) here.ask_for_early();
           // What it reads may be written over once others have what this block makes of it.
           if (phase.norm.weight)
             leave_norm<Rows>(phase.norm, here.from(), squares, rows, (phase.product.items + share.pair) >> share.pair,
                              threadIdx.x, kThreads);
           for (int round = 0, last = 0; !last; ++round) {
-            const int quads = quads_of(share, share.template items<typename Rows::Tiles>(round), rows);
-            float* const sums = sums_of<Rows>(layout, rows, round & (layout.sums_buffers - 1));
+            float* const sums = sums_of<Rows>(layout, round & (layout.sums_buffers - 1));
             // Between rounds the registers are for what finishes them.
             if (round > 0) multiplier.weights.go_on();
-            multiplier.round(share, sums, rows);
+            multiplier.round(share, sums);
             multiplier.weights.keep();
             last = (round + 1) * share.template round_items<typename Rows::Tiles>() >= share.count;
-            // What the first outputs of a thread are it finds while others still multiply.
+            // A thread's outputs are found while others still multiply.
             int now = p;
-            asm volatile("" : "+r"(now));  // or what follows from it would be kept while tiles are multiplied
-            const Finish f = finish_of<false>(chain, layout, now);
-            const auto outputs = [&](int i) {
-              return outputs_of<Rows>(phase, share, share.template items<typename Rows::Tiles>(round), layout.done,
-                                      rows, round, i, f);
-            };
-            Outputs o{};
-            float scale = 0;
-            int i = threadIdx.x;
-            const auto more = [&] { return i / 32 * 32 < quads; };
-            if (more())
-              o = outputs(i), scale = scale_of_product<Rows>(phase, squares, row_of_outputs<false>(share, i, rows));
+            uint32_t thread = threadIdx.x;
+            asm volatile("" : "+r"(now), "+r"(thread));  // or what follows would be kept while tiles are multiplied
+            static_assert(kMostQuads<Rows> <= kThreads);
+            const int items = share.template items<typename Rows::Tiles>(round);
+            const Outputs o = outputs_of<Rows>(share, items, layout.done, rows, round, thread,
+                                               &place<float>(layout.globals) + slot_of(now) * 3);
+            const float scale = scale_of_product<Rows>(phase, squares, thread / 4 % kRowsOfGroup<Rows>);
             const bool attends = last && here.attends_next();
             if (attends) fence_copies();
+            if (last && thread == kThreads - 1) here.await_cleared(p);
             block_sync();
-            if (last && threadIdx.x == kThreads - 1) here.announce();
-            if (attends && threadIdx.x == 0) here.ask_for_values();
-#pragma unroll 1
-            while (more()) {
-              finish<Rows>(phase, sums, rows, o, scale, f);
-              i += kThreads;
-              if (more())
-                o = outputs(i), scale = scale_of_product<Rows>(phase, squares, row_of_outputs<false>(share, i, rows));
+            if (last && thread == kThreads - 1) here.announce_cleared();
+            if (attends && threadIdx.x == 0) here.ask_for_cache();
+            if (thread / 32 * 32 < quads_of<Rows>(share, items)) {
+              const Exchange to = exchange_of<false>(chain, place<Common>(layout.common).first_tag, now);
+              finish<Rows>(phase.product, sums, o, scale, to);
             }
             if (layout.sums_buffers == 1) block_sync();
           }
@@ -343,7 +375,7 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
         here.await();
         if (here.attends_next()) {
           fence_copies(), block_sync();
-          if (threadIdx.x == 0) here.ask_for_values();
+          if (threadIdx.x == 0) here.ask_for_early(), here.ask_for_cache();
         }
       }
     } else {
@@ -402,9 +434,9 @@ __global__ void __launch_bounds__(kBlockThreads<(Rows::kExactly > 0)>, 1)
     if constexpr (!kFew) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kServantRegisters));
     if (servant < kBringers<kFew>)
       fill_rings<(Rows::Tiles::kTeams + kBringers<kFew> - 1) / kBringers<kFew>, kFew ? 60 : 20>(
-          chain.maps, table_of(chain, layout), rings);
+          chain.maps, table_of(chain, layout), rings, kFew ? 0 : shared_address(&place<Common>(layout.common).q_came));
     else if constexpr (!kFew)
-      Preparation(chain, layout).run();
+      Preparation<Rows>(chain, layout).run();
     if (chain.linked < chain.phases) {
       // Only then have those that compute given back the registers that are asked for.
       __syncwarp();

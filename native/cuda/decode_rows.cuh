@@ -131,18 +131,25 @@ struct RowsBf16 {
     }
   }
 
-  // Of a segment, in pairs of rows of x, swizzled, so that what a warp writes at a time lies in different banks.
-  __host__ __device__ static int sum_floats(int rows) { return (rows + 1) / 2 * 2 * Tiles::kGroup; }
-  __device__ static int sum_place(int row, int r) { return row / 2 * 32 + ((row % 2 * 16 + r) ^ (row / 2 % 4 * 8)); }
+  // Of a segment, in pairs of rows of x, swizzled, so that what a warp writes at a time lies in different banks. Rows that are
+  // not there have a place too.
+  static constexpr int kSumFloats = kMostRows * Tiles::kGroup;
+  static_assert(kSumFloats % 32 == 0);
+  __host__ __device__ static int sum_place(int row, int r) {
+    return row / 2 * 32 + ((row % 2 * 16 + r) ^ (row / 2 % 4 * 8));
+  }
   __device__ static int second_half(int place) { return place ^ 8; }
-  __device__ void leave(float* to, int rows) const {
+  // to: at a multiple of 128 bytes.
+  __device__ void leave(float* to) const {
     const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
+    const uint32_t first = shared_address(to) + sum_place(2 * c, g) * 4;
 #pragma unroll
     for (int t = 0; t < kTiles; ++t)
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int row = t * 8 + 2 * c + (e & 1);
-        if (row < rows) to[sum_place(row, g + (e >> 1) * 8)] = sum[t][e] + other[t][e];
+        constexpr int kRowPlace = 16, kHalfPlace = 8, kTilePlace = 4 * 32;
+        const uint32_t place = (first ^ ((e & 1) * kRowPlace + (e >> 1) * kHalfPlace) * 4) + t * kTilePlace * 4;
+        shared_store(place, __float_as_uint(sum[t][e] + other[t][e]));
       }
   }
 };
@@ -395,9 +402,9 @@ struct RowsInt8 {
 
   // Of a segment, rows padded, so that the sums of many, read at a time, lie in different banks.
   static constexpr int kSumPitch = Tiles::kGroup + 4;
-  __host__ __device__ static int sum_floats(int rows) { return rows * kSumPitch; }
+  static constexpr int kSumFloats = kCount * kSumPitch;
   __device__ static int sum_place(int row, int r) { return row * kSumPitch + r; }
-  __device__ void leave(float* to, int rows) const {
+  __device__ void leave(float* to) const {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int r = 0; r < kCount; ++r)
@@ -406,7 +413,7 @@ struct RowsInt8 {
         float total = sum[r][e];
         total += __shfl_xor_sync(0xffffffffu, total, 1);
         total += __shfl_xor_sync(0xffffffffu, total, 2);
-        if (lane % 4 == 0 && r < rows) to[sum_place(r, lane / 4 + e * 8)] = total;
+        if (lane % 4 == 0) to[sum_place(r, lane / 4 + e * 8)] = total;
       }
   }
 };

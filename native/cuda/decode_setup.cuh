@@ -46,8 +46,9 @@ __device__ inline void set_up(const DecodeChain& chain, const Layout& layout) {
   Common& common = place<Common>(layout.common);
   const uint32_t described = shared_address(&common.described);
   if (threadIdx.x == 0) {
-    for (uint64_t* barrier : {&common.cache_barrier, &common.logits_barrier, &common.begun, &common.cleared,
-                              &common.values_fit, &common.keys_fit, &common.described})
+    for (uint64_t* barrier :
+         {&common.cache_barrier, &common.logits_barrier, &common.begun, &common.cleared, &common.early_fits,
+          &common.cache_fits, &common.rest_fits, &common.q_came, &common.described})
       barrier_init(shared_address(barrier), 1);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     fence_copies();

@@ -25,9 +25,9 @@ static_assert(kThreads * kLeftRegisters + kServants<false> * 32 * kChooseRegiste
 constexpr int kUnit = 128;  // inputs of a step of a product
 
 // Barriers: of those that compute alone; and, with the warp that finishes, that x is staged, and that the sums of a round are
-// left, or have been read, in either buffer.
+// left, or have been read, in either buffer; and of those that hand on a sum, that all have.
 __device__ inline void block_sync() { asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory"); }
-constexpr int kStagedBarrier = 2, kLeftBarrier = 3, kReadBarrier = 5;
+constexpr int kStagedBarrier = 2, kLeftBarrier = 3, kReadBarrier = 5, kPostedBarrier = 7;
 template <int kBarrier, bool kWaits>
 __device__ inline void at_barrier() {
   if (kWaits)
@@ -43,6 +43,11 @@ __device__ inline void meet(int buffer = 0) {
 template <int kBarrier>
 __device__ inline void tell(int buffer) {
   buffer ? at_barrier<kBarrier + 1, false>() : at_barrier<kBarrier, false>();
+}
+
+// Some warps of those that compute, the first ones.
+__device__ inline void first_warps_sync(int warps) {
+  asm volatile("bar.sync %0, %1;" ::"n"(kPostedBarrier), "r"(warps * 32) : "memory");
 }
 
 // How many blocks there are, read anew each time: the compiler would hold the number in a register, or spill it.
@@ -109,16 +114,15 @@ __host__ __device__ constexpr int blocks_of_piece(int groups, int strips, int mo
 struct Share {
   int piece, first_tile, tiles, strips, first_item, step, count;
   int pair;                       // 1: two neighbouring items at a time, which together have sixteen outputs
-  uint32_t per_strip, per_row;    // n / strips = n · per_strip >> 20, and so of rows of x, for the n that occur here
+  uint32_t per_strip;             // n / strips = n · per_strip >> 20, for the n that occur here
   int done;                       // where its items are in the list of what is to be finished
+  int first_group, row_groups;    // of outputs that are handed on: the first of the piece's, and how many a row has
   uint16_t segments[kWarps + 1];  // where those of each team begin, in the list of all
 
   __host__ __device__ int item(int i) const { return (first_item + (i >> pair) * step << pair) | (i & pair); }
   __host__ __device__ int item_of_strip(int n) const {
     return static_cast<int>(static_cast<uint32_t>(n) * per_strip >> 20);
   }
-  // Of outputs row after row, which quads are.
-  __device__ int divide_by_rows(int n) const { return static_cast<int>(static_cast<uint32_t>(n) * per_row >> 20); }
   template <typename Tiles>
   __host__ __device__ int round_items() const {
     return Tiles::kSingleItems == Tiles::kRoundItems || pair ? Tiles::kRoundItems : Tiles::kSingleItems;
@@ -151,7 +155,8 @@ __host__ __device__ constexpr int place_of_sums(int which, int team, int warp_of
   return (which + team) * Tiles::kTeam + warp_of_team;
 }
 
-// An item whose warps have left their sums: how many, where the first did, and which outputs they are.
+// An item whose warps have left their sums: how many, where the first did, and which outputs they are, by their group of
+// sixteen among those of all matrices.
 struct Done {
   uint16_t first;
   uint8_t parts, matrix;

@@ -36,7 +36,7 @@ struct alignas(16) AttentionMemory {
   bf16 q[kQueries][kHeadPitch];
   bf16 new_row[2][D];  // this step's key, and the block's elements of its value
   uint32_t last;
-  alignas(8) int top[kQueries];  // of scores, as ordered integers (decode_attention_staged.cuh)
+  alignas(8) uint32_t top[kQueries];  // of scores, as keys of their order (decode_attention_staged.cuh)
 };
 // A part of the softmax: its maximum (of scores times log2 e), its sum, and so many weighted values.
 constexpr int part_floats(int values) { return values + 4; }
@@ -46,11 +46,13 @@ constexpr int attention_bytes(int queries, bool few_rows) {
 
 // Of more rows a block has its first cached keys and values brought to shared memory while it waits for q, by the copy
 // engine: as loads of so many bytes they would come late. A box is 32 keys, or values, halves of a row after one another,
-// 128 bytes each, swizzled as tiles of codes are. Boxes of values come first; warps leave their parts where keys were.
+// 128 bytes each, swizzled as tiles of codes are. Boxes of keys come first, then at once those of values: what is at the beginning
+// of the place is there first.
 struct StagedCache {
   static constexpr int kBoxKeys = 32, kHalfBytes = kBoxKeys * 128, kBoxBytes = 2 * kHalfBytes, kMostBoxes = 8;
   uint32_t memory;
-  int value_boxes, key_boxes;  // that there is room for
+  int key_boxes, value_boxes;  // at most
+  int first_value;             // box
 
   // Sixteen keys, the first `at` places from the task's first.
   __device__ bool has_keys(int at) const { return at + kKeys <= key_boxes * kBoxKeys; }
@@ -58,7 +60,7 @@ struct StagedCache {
   template <typename Fetched>
   __device__ void load_keys(Fetched& fetched, int at) const {
     const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
-    const uint32_t row = memory + (value_boxes + at / kBoxKeys) * kBoxBytes + (at % kBoxKeys + g) * 128;
+    const uint32_t row = memory + at / kBoxKeys * kBoxBytes + (at % kBoxKeys + g) * 128;
 #pragma unroll
     for (int half = 0; half < 2; ++half)
 #pragma unroll
@@ -66,17 +68,17 @@ struct StagedCache {
         fetched.keys[half][i] = shared_load(row + half * 8 * 128 + i / 2 * kHalfBytes + ((i % 2 * 4 + c) ^ g) * 16);
   }
   // Where 16 bytes of a value are, and of a key.
-  __device__ uint32_t value(int key, int piece) const {
+  __device__ uint32_t key(int key, int piece) const {
     return memory + key / kBoxKeys * kBoxBytes + piece / 8 * kHalfBytes + key % kBoxKeys * 128 +
            ((piece % 8 ^ key % 8) * 16);
   }
-  __device__ uint32_t key(int key, int piece) const { return value(value_boxes * kBoxKeys + key, piece); }
+  __device__ uint32_t value(int at, int piece) const { return key(first_value * kBoxKeys + at, piece); }
   // Of so many that are there, half `half`.
   template <typename Fetched>
   __device__ void load_values(Fetched& fetched, int at, int half, int rows) const {
     static_assert(Fetched::kWidth == D / 2);
     const int g = threadIdx.x % 32 / 4;
-    const uint32_t box = memory + at / kBoxKeys * kBoxBytes + half * kHalfBytes;
+    const uint32_t box = memory + (first_value + at / kBoxKeys) * kBoxBytes + half * kHalfBytes;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int j = Fetched::key_of_value(i);

@@ -4,7 +4,7 @@
 
 namespace q4::gpu::decode {
 
-// Partial sums of squares a row, which whoever needs the norm's scale adds up.
+// Partial sums of squares a row, which whoever needs the norm's scale adds up; of more rows the scale itself.
 template <typename Rows>
 constexpr int kSquares = Rows::kExactly ? kThreads / 2 : 1;
 
@@ -95,7 +95,7 @@ class PieceStager {
 template <typename Rows>
 class RowStager {
  public:
-  // squares: [rows], written where the product's x is normalised.
+  // squares: [rows], where the norm's scales go if the product's x is normalised.
   __device__ RowStager(const DecodePhase& phase, const Exchange& source, const Share& share, uint8_t* x, float* squares,
                        int rows)
       : shift_(rows > 4 ? 1 : 2) {
@@ -105,7 +105,7 @@ class RowStager {
     from_ = rows_in(source) + (int64_t{row} * groups / 16 + share.first_tile + part) * Rows::kTileBytes + lane * 16;
     to_ = shared_address(x) + row * Rows::row_bytes(share.tiles) + part * Rows::kTileBytes + lane * 16;
     numbers_ = numbers_in(source) + row * groups;
-    groups_ = phase.norm.weight && part == 0 && row < rows ? groups : 0;
+    groups_ = phase.norm.weight && part == 0 && row < rows ? groups : 0, eps_ = phase.norm.eps;
     squares_ = shared_address(squares + row);
     asm volatile("" : "+l"(from_), "+l"(numbers_), "+r"(to_), "+r"(squares_), "+r"(tiles_), "+r"(groups_));
   }
@@ -140,7 +140,9 @@ class RowStager {
 #pragma unroll 1
     for (int g = lane + kNumbers * 32; g < groups_; g += 32) square += written(peek_number(numbers_ + g), g);
     square = warp_sum(square);
-    if (lane == 0) shared_store(squares_, __float_as_uint(square));
+    if (lane == 0)
+      shared_store(squares_,
+                   __float_as_uint(rsqrtf(__fdividef(square, static_cast<float>(groups_ * kElements)) + eps_)));
   }
 
  private:
@@ -172,6 +174,7 @@ class RowStager {
   const float* numbers_;
   uint32_t to_, squares_;
   int shift_, tiles_, groups_;
+  float eps_;
 };
 
 }  // namespace q4::gpu::decode

@@ -182,9 +182,12 @@ class WeightStream {
 // the lanes would do for those, but what other loads of the multiprocessor bring is handed out in the order in which it
 // was asked for: a phase would wait for the scales of the next.) With boxes of a single tile a multiprocessor did not get
 // more than two thirds of what memory can give. kPause: nanoseconds between looks for a free place: those that compute need
-// the time that looking takes; but where rings are shallow a free place should not wait.
+// the time that looking takes; but where rings are shallow a free place should not wait. q_came: the barrier passed when an
+// attention has its queries, for which weights that are held wait, so that q does not wait behind them (of sixteen rows: of fewer,
+// and with deeper rings, products would then begin late); 0 where none are held.
 template <int kRingsOfWarp, int kPause, typename Tiles, int kDepth>
-__device__ inline void fill_rings(const DecodeMaps* maps, const Table& table, const Rings<Tiles, kDepth>& rings) {
+__device__ inline void fill_rings(const DecodeMaps* maps, const Table& table, const Rings<Tiles, kDepth>& rings,
+                                  uint32_t q_came) {
   const int lane = threadIdx.x % 32, team = (threadIdx.x / 32 - kWarps) * kRingsOfWarp + lane;
   if (lane >= kRingsOfWarp) return;
   constexpr uint32_t kLanes = (1u << kRingsOfWarp) - 1;
@@ -193,6 +196,8 @@ __device__ inline void fill_rings(const DecodeMaps* maps, const Table& table, co
   constexpr bool kEven = Tiles::kTeams % kRingsOfWarp == 0;
   int product = kEven || team < Tiles::kTeams ? -1 : table.products, at = 0;
   uint32_t parity = 1;  // places that were never used are free
+  bool held = false;
+  uint32_t q_parity = 1;
   // The next strip, of `left` in its segment: of which maps, its first row and tile.
   const DecodeMaps* map = nullptr;
   int row = 0, tile = 0, left = 0;
@@ -201,6 +206,7 @@ __device__ inline void fill_rings(const DecodeMaps* maps, const Table& table, co
       if (next == end) {
         if (++product == table.products) break;
         const Share& share = table.share[table.weights[product].shape];
+        held = q_came && table.weights[product].held, q_parity ^= held;
         next = table.segments + share.segments[team], end = table.segments + share.segments[team + 1];
         continue;
       }
@@ -213,7 +219,8 @@ __device__ inline void fill_rings(const DecodeMaps* maps, const Table& table, co
       map = maps + weights.maps + (weights.paired ? 0 : segment.matrix);
     }
     if (!__any_sync(kLanes, left > 0)) break;
-    const bool free = left > 0 && barrier_test(rings.free(team * kDepth + at), parity);
+    if (held && barrier_test(q_came, q_parity)) held = false;
+    const bool free = left > 0 && !held && barrier_test(rings.free(team * kDepth + at), parity);
     if (!__any_sync(kLanes, free)) __nanosleep(kPause);
     if (!free) continue;
     const Stage to = rings.stage(team * kDepth + at, 0);

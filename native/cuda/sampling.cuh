@@ -1,4 +1,5 @@
-// What sampling alone (sample.cu) and a decode chain's greedy choice share: a row's logits, their order, and the best of some.
+// What sampling alone (sample.cu) and a decode chain's greedy choice share: a row's logits, their order (which the chain's
+// attention takes for its scores too), and the best of some.
 #pragma once
 #include "cuda/device.cuh"
 
