@@ -62,6 +62,7 @@ template <typename Rows, typename Await, typename Settle, typename Announce>
 __device__ inline void sum_rows(const DecodeNorm& norm, bool first, const DecodeEmbedding& embedding,
                                 const Exchange& source, int splits, int rows, bf16* kept, const Exchange& to,
                                 Await&& await, Settle&& settle, Announce&& announce) {
+  constexpr bool kMeets = Rows::kExactly == 0;
   const Kept<Rows> mine(rows, norm.width);
   const auto more = [&](int i) { return mine.any(i / 32 * 32); };
   struct Element {
@@ -104,10 +105,6 @@ __device__ inline void sum_rows(const DecodeNorm& norm, bool first, const Decode
   }
   // What does not depend on the phase before, of a thread's first elements, is there when that is.
   Element e = element(threadIdx.x);
-  int warps = 1;  // that have any
-  if (Rows::kExactly == 0)
-    while (warps < kWarps && more(warps * 32)) ++warps;
-  if (!first) await();
 #pragma unroll 1
   for (int i = threadIdx.x; more(i); i += kThreads) {
     if (i >= kThreads) e = element(i);
@@ -132,11 +129,13 @@ __device__ inline void sum_rows(const DecodeNorm& norm, bool first, const Decode
                 y[kQuad] = {x[0] * e.weight.x, x[1] * e.weight.y, x[2] * e.weight.z, x[3] * e.weight.w};
     Rows::post(to, e.row * mine.groups + e.group, y, squares, e.inside);
     // Not before all warps have: who looks for rows too early, and does not find all of them, waits for another trip.
-    if (Rows::kExactly == 0 && i < kThreads) first_warps_sync(warps);
+    if (kMeets && i < kThreads) block_sync();
     if (i == 0) announce();
     if (e.inside && norm.sum) quad(norm.sum + e.at) = pack4(x);
   }
+  if (kMeets && !more(threadIdx.x)) block_sync();
   if (threadIdx.x == 0 && !more(0)) announce();
+  if (!first) await();
 }
 
 // 1 / rms of a row from what staging left, by whole warps; lanes may ask for different rows.

@@ -25,9 +25,9 @@ static_assert(kThreads * kLeftRegisters + kServants<false> * 32 * kChooseRegiste
 constexpr int kUnit = 128;  // inputs of a step of a product
 
 // Barriers: of those that compute alone; and, with the warp that finishes, that x is staged, and that the sums of a round are
-// left, or have been read, in either buffer; and of those that hand on a sum, that all have.
+// left, or have been read, in either buffer.
 __device__ inline void block_sync() { asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory"); }
-constexpr int kStagedBarrier = 2, kLeftBarrier = 3, kReadBarrier = 5, kPostedBarrier = 7;
+constexpr int kStagedBarrier = 2, kLeftBarrier = 3, kReadBarrier = 5;
 template <int kBarrier, bool kWaits>
 __device__ inline void at_barrier() {
   if (kWaits)
@@ -43,11 +43,6 @@ __device__ inline void meet(int buffer = 0) {
 template <int kBarrier>
 __device__ inline void tell(int buffer) {
   buffer ? at_barrier<kBarrier + 1, false>() : at_barrier<kBarrier, false>();
-}
-
-// Some warps of those that compute, the first ones.
-__device__ inline void first_warps_sync(int warps) {
-  asm volatile("bar.sync %0, %1;" ::"n"(kPostedBarrier), "r"(warps * 32) : "memory");
 }
 
 // How many blocks there are, read anew each time: the compiler would hold the number in a register, or spill it.
