@@ -371,15 +371,16 @@ __device__ inline void attend(const DecodeAttention& operands, const Here& here,
         here.sequences().task = task_of<kParts>(item, units(), here.blocks(), operands, here.sequences());
       block_sync();
     }
+    const auto all_came = [&] {
+      here.copies_came();
+      if (threadIdx.x == 0 && item == static_cast<int>(blockIdx.x)) here.let_weights_come();
+    };
     int head = 0;  // found early only where there are registers for it
     {
       const Task& t = reread(here.sequences()).task;
       if (!kFew && threadIdx.x == 0) here.ask_for_rest();
       if (t.piece >= t.pieces) {
-        if (!kFew) {
-          here.await(), here.await_copies(), block_sync(), here.copies_came();
-          if (threadIdx.x == 0 && item == static_cast<int>(blockIdx.x)) here.let_weights_come();
-        }
+        if (!kFew) here.await(), here.await_copies(), block_sync(), all_came();
         continue;
       }
       if (kFew) fetch_keys(fetched, t, operands, t.begin + warp * kKeys);
@@ -394,10 +395,7 @@ __device__ inline void attend(const DecodeAttention& operands, const Here& here,
     if constexpr (!kFew) here.await_copies();
     if constexpr (kAttendsStaged<Rows>) forget_top(m);
     block_sync();
-    if constexpr (!kFew) {
-      here.copies_came();
-      if (threadIdx.x == 0 && item == static_cast<int>(blockIdx.x)) here.let_weights_come();
-    }
+    if constexpr (!kFew) all_came();
     const Task& t = reread(here.sequences()).task;
     if constexpr (kAttendsStaged<Rows>) {
       if (is_staged(t, here.staged())) {

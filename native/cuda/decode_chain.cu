@@ -318,7 +318,7 @@ std::vector<char> decode_script(DecodePlan& plan, const char* place, const Decod
   for (const DecodePhase& phase : plan.phases) {
     if (phase.kind == PhaseKind::product)
       weights.push_back({phase.product.maps, static_cast<uint8_t>(phase.product.shape), phase.product.paired,
-                         attended && chain.rows > 8});
+                         attended && chain.rows > RowsBf16<1>::kMostRows});
     attended = phase.kind == PhaseKind::attention;
   }
   std::vector<char> script;

@@ -99,10 +99,10 @@ template <typename Rows>
 __device__ inline int place_of_x(const Layout& layout, const Share& share, int rows) {
   return Rows::kExactly ? layout.x : layout.sums - Rows::bytes(rows, share.tiles);
 }
-template <bool kFew>
+// Of few rows.
 __device__ inline Finish finish_of(const DecodeChain& chain, const Layout& layout, int p) {
   return {&place<float>(layout.globals) + slot_of(p) * 3, &place<bf16>(layout.kept),
-          exchange_of<kFew>(chain, place<Common>(layout.common).first_tag, p),
+          exchange_of<true>(chain, place<Common>(layout.common).first_tag, p),
           p + 1 == chain.linked ? nullptr : &place<DecodePhase>(layout.table) + slot_of(p + 1)};
 }
 template <typename Rows>

@@ -56,7 +56,7 @@ __device__ inline uint2 look_up_quad(const DecodeEmbedding& embedding, int row, 
 }
 
 // A phase of its own: x + branch from memory (first), or with branch from the phase before. splits: as of that, 0 when it
-// left bf16. await: that it has left something; settle: that all blocks have read what the first phase reads; announce: by
+// left bf16. await: that it has left something, known last; settle: that all blocks have read what the first phase reads; announce: by
 // one thread, that sums come.
 template <typename Rows, typename Await, typename Settle, typename Announce>
 __device__ inline void sum_rows(const DecodeNorm& norm, bool first, const DecodeEmbedding& embedding,

@@ -53,7 +53,7 @@ __device__ __forceinline__ void finish_products(const DecodeChain& chain, const 
     if (phase.kind != PhaseKind::product) continue;
     const Share& share = table.share[phase.product.shape];
     if (share.count == 0) continue;
-    const Finish f = finish_of<true>(chain, layout, p);
+    const Finish f = finish_of(chain, layout, p);
     const auto staged = [&] {
       meet<kStagedBarrier>();
       const float* const squares = &place<float>(layout.squares);
@@ -80,12 +80,19 @@ __device__ __forceinline__ void finish_products(const DecodeChain& chain, const 
   if (lane == 0) barrier_arrive(shared_address(&place<Common>(layout.common).logits_barrier));
 }
 
+constexpr int kLine = 128;
 __device__ inline void prefetch_line(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+// By eight threads or more: of the head norms' weights.
+__device__ inline void prefetch_head_weights(const DecodeAttention& call, uint32_t thread) {
+  constexpr int kLines = D * 4 / kLine;
+  if (thread < 2 * kLines)
+    prefetch_line(reinterpret_cast<const char*>(thread < kLines ? call.q_weight : call.k_weight) +
+                  thread % kLines * kLine);
+}
 
 // What an attention reads right at its start, from memory into the second-level cache: the weights that flow by evict
 // everything from one token to the next.
 __device__ inline void prefetch(const DecodeAttention& call, int rows, const Sequences& sequences) {
-  constexpr int kLine = 128;
   const int kv_heads = call.kv_heads;
 #pragma unroll 1
   for (int pair = blockIdx.x; pair < rows * kv_heads; pair += gridDim.x) {
@@ -98,9 +105,7 @@ __device__ inline void prefetch(const DecodeAttention& call, int rows, const Seq
                     int64_t{i / 4} * (kv_heads * D * 2) + (i & 2) / 2 * kLine);
   }
   // By every block: that only one does would have to be kept from phase to phase, as the compiler sees it.
-  if (threadIdx.x < 8)
-    prefetch_line(reinterpret_cast<const char*>(threadIdx.x < 4 ? call.q_weight : call.k_weight) +
-                  threadIdx.x % 4 * kLine);
+  prefetch_head_weights(call, threadIdx.x);
 }
 
 __device__ inline StagedCache staged_cache(const Layout& layout, const Task& task) {
@@ -142,12 +147,12 @@ struct Here {
   // read, and that the sums of the product before are not either.
   __device__ void ask_for_early() const { barrier_arrive(shared_address(&common().early_fits)); }
   __device__ void ask_for_cache() const { barrier_arrive(shared_address(&common().cache_fits)); }
+  __device__ void ask_for_rest() const { barrier_arrive(shared_address(&common().rest_fits)); }
   // Of an attention, by one thread: that it has its queries, so that the next product's weights may come.
   __device__ void let_weights_come() const {
     if (p + 1 < chain.linked && phase(p + 1).kind == PhaseKind::product)
       barrier_arrive(shared_address(&common().q_came));
   }
-  __device__ void ask_for_rest() const { barrier_arrive(shared_address(&common().rest_fits)); }
   // Of keys and values: the barrier of their copies, waited for by all, who then meet, and then its next phase begins.
   __device__ uint32_t barrier() const { return shared_address(&common().cache_barrier); }
   __device__ void await_copies() const { barrier_wait(barrier(), common().cache_parity); }
@@ -161,7 +166,7 @@ struct Here {
     block_sync();
   }
   // Where a block takes little, it looks at tags at once; but every block must know that all have come so far, or it would
-  // clear what some still read. Before its warps meet again.
+  // clear what some still read: before its warps meet in the next phase.
   __device__ void await_by_last_warp() const {
     if (threadIdx.x == kThreads - 32) await_count();
   }
@@ -228,12 +233,10 @@ class Preparation {
  private:
   // What a phase reads right at its start, from memory into the second-level cache: loads behind such a one wait for it too.
   __device__ void prefetch_for(const DecodePhase& phase) const {
-    constexpr int kLine = 128;
     const int lane = threadIdx.x % 32;
     if (phase.kind == PhaseKind::attention) {
       const DecodeAttention& call = phase.attention;
-      if (lane < 2 * D * 4 / kLine)
-        prefetch_line(reinterpret_cast<const char*>(lane % 2 ? call.k_weight : call.q_weight) + lane / 2 * kLine);
+      prefetch_head_weights(call, lane);
       prefetch_cache(call, chain_.maps[call.maps], chain_.rows, sequences().past);
     } else if (phase.kind == PhaseKind::sum && phase.norm.weight) {
       for (int line = blockIdx.x + lane * gridDim.x; line < phase.norm.width * 4 / kLine; line += 32 * gridDim.x)

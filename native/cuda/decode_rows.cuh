@@ -135,9 +135,7 @@ struct RowsBf16 {
   // not there have a place too.
   static constexpr int kSumFloats = kMostRows * Tiles::kGroup;
   static_assert(kSumFloats % 32 == 0);
-  __host__ __device__ static int sum_place(int row, int r) {
-    return row / 2 * 32 + ((row % 2 * 16 + r) ^ (row / 2 % 4 * 8));
-  }
+  __device__ static int sum_place(int row, int r) { return row / 2 * 32 + ((row % 2 * 16 + r) ^ (row / 2 % 4 * 8)); }
   __device__ static int second_half(int place) { return place ^ 8; }
   // to: at a multiple of 128 bytes.
   __device__ void leave(float* to) const {

@@ -67,10 +67,10 @@ struct StagedCache {
       for (int i = 0; i < 4; ++i)
         fetched.keys[half][i] = shared_load(row + half * 8 * 128 + i / 2 * kHalfBytes + ((i % 2 * 4 + c) ^ g) * 16);
   }
-  // Where 16 bytes of a value are, and of a key.
-  __device__ uint32_t key(int key, int piece) const {
-    return memory + key / kBoxKeys * kBoxBytes + piece / 8 * kHalfBytes + key % kBoxKeys * 128 +
-           ((piece % 8 ^ key % 8) * 16);
+  // Where 16 bytes of a key are, and of a value, `at` places from the task's first.
+  __device__ uint32_t key(int at, int piece) const {
+    return memory + at / kBoxKeys * kBoxBytes + piece / 8 * kHalfBytes + at % kBoxKeys * 128 +
+           ((piece % 8 ^ at % 8) * 16);
   }
   __device__ uint32_t value(int at, int piece) const { return key(first_value * kBoxKeys + at, piece); }
   // Of so many that are there, half `half`.
