@@ -79,9 +79,8 @@ __device__ inline void store(void* y, int at, const float (&v)[kQuad], int count
 
 // What the warps left of a quad, added in their order; of a pair, of the second matrix too. Read several at a time, so that
 // not each waits for the one before.
-template <typename Rows>
-__device__ inline void add_parts(float (&v)[kQuad], float (&other)[kQuad], const float* sums, int from, int parts,
-                                 bool pair) {
+template <typename Rows, bool kPair>
+__device__ inline void add_parts(float (&v)[kQuad], float (&other)[kQuad], const float* sums, int from, int parts) {
   constexpr int kAtOnce = 4;
   const float *const first_of_all = sums + from, *const other_of_all = sums + Rows::second_half(from);
 #pragma unroll
@@ -94,12 +93,12 @@ __device__ inline void add_parts(float (&v)[kQuad], float (&other)[kQuad], const
       const int at = (first + k) * Rows::kSumFloats;
       a[k] = b[k] = make_float4(0, 0, 0, 0);
       if (first + k < parts) a[k] = *reinterpret_cast<const float4*>(first_of_all + at);
-      if (pair && first + k < parts) b[k] = *reinterpret_cast<const float4*>(other_of_all + at);
+      if (kPair && first + k < parts) b[k] = *reinterpret_cast<const float4*>(other_of_all + at);
     }
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
       v[0] += a[k].x, v[1] += a[k].y, v[2] += a[k].z, v[3] += a[k].w;
-      if (pair) other[0] += b[k].x, other[1] += b[k].y, other[2] += b[k].z, other[3] += b[k].w;
+      if (kPair) other[0] += b[k].x, other[1] += b[k].y, other[2] += b[k].z, other[3] += b[k].w;
     }
   }
 }
@@ -130,33 +129,32 @@ __device__ inline void activate(float (&activated)[kQuad], float (&gate)[kQuad],
   for (int j = 0; j < kQuad; ++j) {
     const float a = swapped ? up[j] : gate[j], b = swapped ? gate[j] : up[j];
     gate[j] = a, up[j] = b;
-    activated[j] = a * reciprocal(1.0f + __expf(-a)) * b;
+    activated[j] = a * reciprocal(1.0f + exp2_fast(-kLog2e * a)) * b;
   }
   unpack4(activated, pack4(activated));
 }
 
 // Of more rows: four outputs from the sums of their warps, four neighbouring lanes a group, whole warps: first what the next
 // phase waits for, then results. scale: what scale_of_product says.
-template <typename Rows>
+template <typename Rows, bool kPair>
 __device__ inline void finish(const DecodeProduct& product, const float* sums, const Outputs& o, float scale,
                               const Exchange& to) {
-  const bool pair = product.paired;
   float v[kQuad], other[kQuad], activated[kQuad];  // of a pair: gate, up, and what comes of them
-  add_parts<Rows>(v, other, sums, o.from, o.parts, pair);
+  add_parts<Rows, kPair>(v, other, sums, o.from, o.parts);
   const float factor = o.factor * scale, other_factor = o.other_factor * scale;
 #pragma unroll
   for (int j = 0; j < kQuad; ++j) {
     v[j] *= factor;
-    if (pair) other[j] *= other_factor;
+    if (kPair) other[j] *= other_factor;
   }
-  if (!pair && product.hands_on == HandsOn::sums) {
+  if (!kPair && product.hands_on == HandsOn::sums) {
     post_sums(to, o.group, v, o.inside);
     return;
   }
   float result[kQuad];
-  if (pair) activate(activated, v, other, product.swapped);
+  if (kPair) activate(activated, v, other, product.swapped);
 #pragma unroll
-  for (int j = 0; j < kQuad; ++j) result[j] = pair ? activated[j] : v[j];
+  for (int j = 0; j < kQuad; ++j) result[j] = kPair ? activated[j] : v[j];
   if (product.hands_on == HandsOn::rows)
     Rows::post(to, o.group, result, 0, o.inside);
   else if (product.hands_on == HandsOn::halves)

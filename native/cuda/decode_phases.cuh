@@ -31,8 +31,11 @@ struct Multiplier {
       for (int i = 0; i < now.count; ++i) {
         const int tile = (now.strip + i) * Tiles::kTeam + part;
         const Stage stage = weights.take();
-        if (Tiles::kTeam == 1 || tile < tiles) of_x.multiply(stage, tile);
-        weights.give();
+        const auto give = [&] { weights.give(); };
+        if (Tiles::kTeam == 1 || tile < tiles)
+          of_x.multiply(stage, tile, give);
+        else
+          give();
       }
       if (now.count == 0) continue;
       of_x.leave(sums + place_of_sums<Tiles>(now.which, warp / Tiles::kTeam, part) * Rows::kSumFloats);
@@ -361,15 +364,19 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
             const Outputs o = outputs_of<Rows>(share, items, layout.done, rows, round, thread,
                                                &place<float>(layout.globals) + slot_of(now) * 3);
             const float scale = scale_of_product<Rows>(phase, squares, thread / 4 % kRowsOfGroup<Rows>);
-            const bool attends = last && here.attends_next();
-            if (attends) fence_copies();
-            if (last && thread == kThreads - 1) here.await_cleared(p);
+            const bool says = last && thread == kThreads - 1;
+            if (says) here.await_cleared(p);
             block_sync();
-            if (last && thread == kThreads - 1) here.announce_cleared();
-            if (attends && threadIdx.x == 0) here.ask_for_cache();
+            if (says) {
+              here.announce_cleared();
+              if (here.attends_next()) here.ask_for_cache();
+            }
             if (thread / 32 * 32 < quads_of<Rows>(share, items)) {
               const Exchange to = exchange_of<false>(chain, place<Common>(layout.common).first_tag, now);
-              finish<Rows>(phase.product, sums, o, scale, to);
+              if (share.pair)
+                finish<Rows, true>(phase.product, sums, o, scale, to);
+              else
+                finish<Rows, false>(phase.product, sums, o, scale, to);
             }
             if (layout.sums_buffers == 1) block_sync();
           }

@@ -82,7 +82,7 @@ struct RowsBf16 {
     v[2] = upper ? high_bf16(w.z) : low_bf16(w.z), v[3] = upper ? high_bf16(w.w) : low_bf16(w.w);
   }
   uint32_t x[kTiles];
-  float sum[kTiles][4], other[kTiles][4];  // two, so that products need not wait for each other
+  float sum[kTiles][4];
 
   static constexpr int kConstants = 0;
   __device__ static void set_constants(uint8_t*) {}
@@ -97,15 +97,21 @@ struct RowsBf16 {
 #pragma unroll
     for (int t = 0; t < kTiles; ++t)
 #pragma unroll
-      for (int e = 0; e < 4; ++e) sum[t][e] = other[t][e] = 0;
+      for (int e = 0; e < 4; ++e) sum[t][e] = 0;
   }
 
-  // Adds the product with the tile in `stage`, which is tile `tile` of the share's width.
-  __device__ void multiply(const Stage& stage, int tile) {
+  // Adds the product with the tile in `stage`, which is tile `tile` of the share's width. give(): that the stage is read; of
+  // sixteen rows, whose rings are shallow, as soon as its codes are in registers, so that the next may come meanwhile.
+  template <typename Give>
+  __device__ void multiply(const Stage& stage, int tile, Give&& give) {
+    constexpr bool kGivesEarly = kTiles > 1;
+    static_assert(kTile == 2 * kUnit);
     const LaneScales<Tiles> scales(stage);
+    const LaneCodes<Tiles> codes[2] = {{stage, 0}, {stage, 1}};
+    if (kGivesEarly) give();
 #pragma unroll
     for (int unit = 0; unit < kTile / kUnit; ++unit) {
-      const LaneCodes<Tiles> w(stage, unit);
+      const LaneCodes<Tiles>& w = codes[unit];
       uint32_t factors[2];
 #pragma unroll
       for (int half = 0; half < 2; ++half)
@@ -121,14 +127,16 @@ struct RowsBf16 {
         }
         const uint32_t first[4] = {a[0][0], a[1][0], a[0][1], a[1][1]},
                        second[4] = {a[0][2], a[1][2], a[0][3], a[1][3]};
+        uint4 v[kTiles];
 #pragma unroll
-        for (int t = 0; t < kTiles; ++t) {
-          const uint4 v = shared_load(x[t] + tile * (kTile * 2) + (unit * 4 + i) * 64);
-          mma(sum[t], first, v.x, v.y);
-          mma(other[t], second, v.z, v.w);
-        }
+        for (int t = 0; t < kTiles; ++t) v[t] = shared_load(x[t] + tile * (kTile * 2) + (unit * 4 + i) * 64);
+#pragma unroll
+        for (int t = 0; t < kTiles; ++t) mma(sum[t], first, v[t].x, v[t].y);
+#pragma unroll
+        for (int t = 0; t < kTiles; ++t) mma(sum[t], second, v[t].z, v[t].w);
       }
     }
+    if (!kGivesEarly) give();
   }
 
   // Of a segment, in pairs of rows of x, swizzled, so that what a warp writes at a time lies in different banks. Rows that are
@@ -147,7 +155,7 @@ struct RowsBf16 {
       for (int e = 0; e < 4; ++e) {
         constexpr int kRowPlace = 16, kHalfPlace = 8, kTilePlace = 4 * 32;
         const uint32_t place = (first ^ ((e & 1) * kRowPlace + (e >> 1) * kHalfPlace) * 4) + t * kTilePlace * 4;
-        shared_store(place, __float_as_uint(sum[t][e] + other[t][e]));
+        shared_store(place, __float_as_uint(sum[t][e]));
       }
   }
 };
@@ -222,6 +230,13 @@ constexpr bool tables_hold() {
 }
 static_assert(tables_hold());
 
+constexpr float kLog2e = 1.4426950408889634f, kLog2 = 0.6931471805599453f;
+// 2^x to 2 ulp, denormals to zero.
+__device__ inline float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 // To 1 ulp; denormals count as zero.
 __device__ inline float reciprocal(float x) {
   float y;
@@ -358,7 +373,8 @@ struct RowsInt8 {
       for (int e = 0; e < 2; ++e) sum[r][e] = 0;
   }
 
-  __device__ void multiply(const Stage& stage, int tile) {
+  template <typename Give>
+  __device__ void multiply(const Stage& stage, int tile, Give&& give) {
     const LaneScales<Tiles> w_scales(stage);
     float x_scales[kCount][kBlocks];
 #pragma unroll
@@ -396,6 +412,7 @@ struct RowsInt8 {
         }
       }
     }
+    give();
   }
 
   // Of a segment, rows padded, so that the sums of many, read at a time, lie in different banks.

@@ -88,13 +88,6 @@ struct StagedCache {
   }
 };
 
-constexpr float kLog2e = 1.4426950408889634f, kLog2 = 0.6931471805599453f;
-// 2^x to 2 ulp, denormals to zero.
-__device__ inline float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 // What exponents of a softmax are counted from: its maximum, where it has one.
 __device__ inline float origin_of(float largest) { return largest == -INFINITY ? 0.0f : largest; }
 
