@@ -212,12 +212,14 @@ __device__ inline void grid_sync(uint32_t* counter) {
 __device__ inline void announce(uint32_t* counter) {
   asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
 }
+__device__ inline int arrived(const uint32_t* counter) {
+  int n;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(n) : "l"(counter) : "memory");
+  return n;
+}
 // By one thread.
 __device__ inline void await(const uint32_t* counter, int arrivals) {
-  uint32_t arrived;
-  do {
-    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(arrived) : "l"(counter) : "memory");
-  } while (arrived < static_cast<uint32_t>(arrivals));
+  while (arrived(counter) < arrivals) continue;
 }
 
 }  // namespace q4::gpu::decode

@@ -29,8 +29,13 @@ template <typename Rows>
 constexpr int kMostQuads =
     std::max(Rows::Tiles::kRoundItems / 2, Rows::Tiles::kSingleItems) * kRowsOfGroup<Rows> * (kElements / kQuad);
 
-// Four neighbouring outputs of a row, and what is done with them: found before the sums are there, in few instructions, as
-// the slowest warp comes to that last.
+// Where four neighbouring outputs of a row are, in two words, so that they can be held while tiles are multiplied: found while
+// something is waited for, as the slowest warp would come to that last.
+struct Places {
+  uint32_t sums;  // of the first part, how many parts << 16, of which matrix << 24
+  int group;      // of all matrices' sixteen outputs; negative: none
+};
+// And what is done with them.
 struct Outputs {
   bool inside;                 // false: none
   int from, parts;             // of the sums
@@ -43,23 +48,31 @@ template <typename Rows>
 __device__ inline float scale_of_product(const DecodePhase& phase, const float* squares, int row) {
   return Rows::kEpilogue * (phase.norm.weight ? scale_of<Rows>(phase.norm, squares, row) : 1.0f);
 }
-// Without that factor: the i-th quad of a round that has so many items. done: where the list of all items is in shared memory.
+// Of the i-th quad of a round that has so many items. done: where the list of all items is in shared memory.
 template <typename Rows>
-__device__ inline Outputs outputs_of(const Share& share, int items, int done, int rows, int round, uint32_t i,
-                                     const float* globals) {
+__device__ inline Places places_of(const Share& share, int items, int done, int rows, int round, uint32_t i) {
   static_assert(Rows::Tiles::kGroup == kElements);
+  static_assert(kRoundSums<typename Rows::Tiles> * Rows::kSumFloats < 1 << 16 &&
+                kMostParts<typename Rows::Tiles> < 256);
   constexpr int kRows = kRowsOfGroup<Rows>;
   const int pair = share.pair, q = static_cast<int>(i % 4), row = static_cast<int>(i / 4 % kRows),
             unit = static_cast<int>(i / 4 / kRows), which = pair ? unit * 2 + q / 2 : unit;
-  Outputs o{};
-  if (which >= items || row >= rows) return o;
+  if (which >= items || row >= rows) return {0, -1};
   const Done item =
       (&place<Done>(done))[share.done + round * share.template round_items<typename Rows::Tiles>() + which];
-  o.inside = true;
-  o.from = item.first * Rows::kSumFloats + Rows::sum_place(row, (pair ? q & 1 : q) * kQuad), o.parts = item.parts;
-  o.row = row, o.matrix = item.matrix, o.output = item.group * kElements + q * kQuad;
-  o.group = share.first_group + row * share.row_groups + item.group;
-  o.factor = globals[item.matrix], o.other_factor = pair ? globals[1] : 0;
+  const int from = item.first * Rows::kSumFloats + Rows::sum_place(row, (pair ? q & 1 : q) * kQuad);
+  return {static_cast<uint32_t>(from) | uint32_t{item.parts} << 16 | uint32_t{item.matrix} << 24, item.group};
+}
+// Without the factor of x.
+template <typename Rows>
+__device__ inline Outputs outputs_at(const Places& places, const Share& share, uint32_t i, const float* globals) {
+  Outputs o;
+  o.inside = places.group >= 0;
+  o.from = static_cast<int>(places.sums & 0xffff), o.parts = static_cast<int>(places.sums >> 16 & 255);
+  o.row = static_cast<int>(i / 4 % kRowsOfGroup<Rows>), o.matrix = static_cast<int>(places.sums >> 24);
+  o.output = places.group * kElements + static_cast<int>(i % 4) * kQuad;
+  o.group = share.first_group + o.row * share.row_groups + places.group;
+  o.factor = globals[o.matrix], o.other_factor = share.pair ? globals[1] : 0;
   return o;
 }
 

@@ -68,7 +68,7 @@ __device__ inline void finish_rounds(const DecodePhase& phase, const Share& shar
               buffer = round % 2;
     const Helpers helpers(lane, quads);
     const int i = first + lane % helpers.apart;
-    const Outputs o = outputs_of<Rows>(share, items, done, rows, round, i, f.globals);
+    const Outputs o = outputs_at<Rows>(places_of<Rows>(share, items, done, rows, round, i), share, i, f.globals);
     // For a sum: the next norm's weights, and where x before it is among what is kept.
     float4 weight{};
     if (kMade == Made::sum && o.inside) weight = *reinterpret_cast<const float4*>(f.next->norm.weight + o.output);

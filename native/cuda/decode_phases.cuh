@@ -168,6 +168,17 @@ struct Here {
     if (threadIdx.x == 0) await_count();
     block_sync();
   }
+  // The same, with something to do while the first look at the count is on its way.
+  template <typename Meanwhile>
+  __device__ void await(Meanwhile&& meanwhile) const {
+    const uint32_t* const counter = chain.counters + 3 + p - 1;
+    const int arrivals = phase(p - 1).arrivals;
+    int n = arrivals;
+    if (threadIdx.x == 0) n = arrived(counter);
+    meanwhile();
+    while (n < arrivals) n = arrived(counter);
+    block_sync();
+  }
   // Where a block takes little, it looks at tags at once; but every block must know that all have come so far, or it would
   // clear what some still read: before its warps meet in the next phase.
   __device__ void await_by_last_warp() const {
@@ -338,7 +349,12 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
           multiplier.weights.keep();
         } else {
           const RowStager<Rows> stager(phase, here.from(), share, x, squares, rows);
-          here.await();
+          Places places;
+          here.await([&] {
+            places = places_of<Rows>(share, share.template items<typename Rows::Tiles>(0), layout.done, rows, 0,
+                                     threadIdx.x);
+            asm volatile("" : "+r"(places.sums), "+r"(places.group));  // or they would be found later
+          });
           stager.stage();
           const bool brings = here.attends_next();
           if (brings) fence_copies();
@@ -355,14 +371,13 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
             multiplier.round(share, sums);
             multiplier.weights.keep();
             last = (round + 1) * share.template round_items<typename Rows::Tiles>() >= share.count;
-            // A thread's outputs are found while others still multiply.
             int now = p;
             uint32_t thread = threadIdx.x;
             asm volatile("" : "+r"(now), "+r"(thread));  // or what follows would be kept while tiles are multiplied
             static_assert(kMostQuads<Rows> <= kThreads);
             const int items = share.template items<typename Rows::Tiles>(round);
-            const Outputs o = outputs_of<Rows>(share, items, layout.done, rows, round, thread,
-                                               &place<float>(layout.globals) + slot_of(now) * 3);
+            if (round > 0) places = places_of<Rows>(share, items, layout.done, rows, round, thread);
+            const Outputs o = outputs_at<Rows>(places, share, thread, &place<float>(layout.globals) + slot_of(now) * 3);
             const float scale = scale_of_product<Rows>(phase, squares, thread / 4 % kRowsOfGroup<Rows>);
             const bool says = last && thread == kThreads - 1;
             if (says) here.await_cleared(p);

@@ -145,6 +145,9 @@ constexpr int kMostTiles = 128;  // of a share
 // Of a round, the sums that warps leave: of every segment, by every warp of the team.
 template <typename Tiles>
 constexpr int kRoundSums = (Tiles::kRoundItems + Tiles::kTeams) * Tiles::kTeam;
+// And of one item.
+template <typename Tiles>
+constexpr int kMostParts = Tiles::kTeams * Tiles::kTeam;
 template <typename Tiles>
 __host__ __device__ constexpr int place_of_sums(int which, int team, int warp_of_team) {
   return (which + team) * Tiles::kTeam + warp_of_team;
