@@ -11,7 +11,6 @@ constexpr int kWarps = 4, kThreads = kWarps * 32;
 constexpr int kRowTiles = 2;                       // 16-row tiles a warp: each B fragment serves 32 rows
 constexpr int kQueries = kWarps * kRowTiles * 16;  // 128
 constexpr int kMostKeys = 48;                      // of a tile
-constexpr float kLog2e = 1.4426950408889634f;
 
 template <int D>
 constexpr int shared_bytes() {

@@ -8,7 +8,6 @@ namespace q4::gpu {
 namespace {
 
 constexpr int kWarps = 4, kThreads = kWarps * 32, kTile = 64;
-constexpr float kLog2e = 1.4426950408889634f;
 
 template <int D>
 using Operand = Tile<D, true>;

@@ -230,13 +230,6 @@ constexpr bool tables_hold() {
 }
 static_assert(tables_hold());
 
-constexpr float kLog2e = 1.4426950408889634f, kLog2 = 0.6931471805599453f;
-// 2^x to 2 ulp, denormals to zero.
-__device__ inline float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 // To 1 ulp; denormals count as zero.
 __device__ inline float reciprocal(float x) {
   float y;

@@ -34,10 +34,7 @@ __device__ inline void copy_globals(const DecodeChain& chain, const Layout& layo
 __device__ inline void await_batches() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 __device__ inline void copy_bytes(int to, const void* from, int bytes, uint32_t barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                   shared_address(shared_memory() + to)),
-               "l"(from), "r"(bytes), "r"(barrier)
-               : "memory");
+  gpu::copy_bytes(shared_address(shared_memory() + to), from, bytes, barrier);
 }
 // What a block has to know before it waits for earlier kernels, by all threads: the first two batches, all that bring weights
 // go by, and what it has of the products. (Found out here, that took ten microseconds.)

@@ -4,6 +4,7 @@
 // the blocks wait for each other. (Were warps to ask for their own tiles, that took as long as multiplying them; and loads
 // of theirs would stand in the same queue as what a phase waits for.)
 #pragma once
+#include "cuda/copy_engine.cuh"
 #include "cuda/decode_share.cuh"
 #include "cuda/mma.cuh"
 
@@ -35,37 +36,6 @@ __device__ inline void shared_store_if(bool condition, uint32_t address, uint32_
       : "memory");
 }
 
-// A barrier in shared memory that copies complete; parity: of how often it was waited for.
-__device__ inline void barrier_init(uint32_t barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-__device__ inline void barrier_arrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-__device__ inline void barrier_expect(uint32_t barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-__device__ inline bool barrier_test(uint32_t barrier, uint32_t parity) {
-  uint32_t passed;
-  asm volatile(
-      "{\n.reg .pred p;\n"
-      "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-      "selp.u32 %0, 1, 0, p;\n}"
-      : "=r"(passed)
-      : "r"(barrier), "r"(parity)
-      : "memory");
-  return passed;
-}
-__device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
-  asm volatile(
-      "{\n.reg .pred p;\n"
-      "again_%=: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
-      "@!p bra again_%=;\n}" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
-}
-// By all threads, before they meet: what they wrote to and read from shared memory comes before what is copied there then.
-__device__ inline void fence_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 // Of a strip in rows from `row` on, from tile `tile` of the width: codes, which are read once and should not drive out what
 // is read again, and scales.
 __device__ inline void copy_codes(uint32_t to, const DecodeMaps* maps, int row, int tile, uint32_t barrier) {
@@ -74,13 +44,6 @@ __device__ inline void copy_codes(uint32_t to, const DecodeMaps* maps, int row, 
       "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
       "[%0], [%1, {%2, %3, %4, %5}], [%6], %7;" ::"r"(to),
       "l"(&maps->codes), "r"(0), "r"(row), "r"(0), "r"(tile), "r"(barrier), "l"(kEvictFirst)
-      : "memory");
-}
-__device__ inline void copy_box(uint32_t to, const CUtensorMap& map, int x, int y, int z, uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-      "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to),
-      "l"(&map), "r"(x), "r"(y), "r"(z), "r"(barrier)
       : "memory");
 }
 __device__ inline void copy_scales(uint32_t to, const DecodeMaps* maps, int row, int byte, uint32_t barrier) {

@@ -31,6 +31,16 @@ __device__ inline uint32_t pack_bf16(float low, float high) {
 __device__ inline float low_bf16(uint32_t word) { return __uint_as_float(word << 16); }
 __device__ inline float high_bf16(uint32_t word) { return __uint_as_float(word & 0xffff0000u); }
 
+constexpr float kLog2e = 1.4426950408889634f, kLog2 = 0.6931471805599453f;
+// 2^x to 2 ulp, denormals to zero.
+__device__ inline float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ inline uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+
 template <typename T>
 __device__ inline T from_f32(float x) {
   if constexpr (std::is_same_v<T, float>)

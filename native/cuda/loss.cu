@@ -31,7 +31,6 @@ __global__ void __launch_bounds__(row_threads(kGradient))
   __shared__ float shared_max[32], shared_sum[32];
   float* row = logits + int64_t{blockIdx.x} * vocabulary;
   const int label = labels[blockIdx.x];
-  constexpr float kLog2e = 1.4426950408889634f;
   float largest = -INFINITY, total = 0;
   // Neighbouring threads take neighbouring logits; each keeps a running maximum and sum.
   for (int64_t c = int64_t{threadIdx.x} * W; c < vocabulary; c += kRowThreads * W) {

@@ -4,7 +4,7 @@
 #pragma once
 #include <cuda.h>
 
-#include "cuda/device.cuh"
+#include "cuda/copy_engine.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define Q4_SM90 1
@@ -14,58 +14,36 @@ namespace q4::gpu::sm90 {
 
 #if defined(Q4_SM90)
 
-__device__ inline uint32_t address_of(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
-
 // ---- barriers in shared memory ----
 __device__ inline void barrier_init(uint64_t* barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address_of(barrier)), "r"(arrivals));
+  gpu::barrier_init(shared_address(barrier), arrivals);
 }
 __device__ inline void barrier_expect(uint64_t* barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address_of(barrier)), "r"(bytes)
-               : "memory");
+  gpu::barrier_expect(shared_address(barrier), bytes);
 }
-__device__ inline void barrier_arrive(uint64_t* barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address_of(barrier)) : "memory");
-}
-// Waits until the phase of this parity is over.
-__device__ inline void barrier_wait(uint64_t* barrier, int parity) {
-  asm volatile(
-      "{ .reg .pred done;\n"
-      "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@done bra over;\n"
-      "bra again;\n"
-      "over: }" ::"r"(address_of(barrier)),
-      "r"(parity)
-      : "memory");
+__device__ inline void barrier_arrive(uint64_t* barrier) { gpu::barrier_arrive(shared_address(barrier)); }
+__device__ inline void barrier_wait(uint64_t* barrier, uint32_t parity) {
+  gpu::barrier_wait(shared_address(barrier), parity);
 }
 
 // ---- bulk copies ----
 // The box of a 3-dimensional map at (column, row, batch).
 __device__ inline void copy_box(void* to, const CUtensorMap* map, int column, int row, int batch, uint64_t* barrier) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], "
-      "[%5];" ::"r"(address_of(to)),
-      "l"(map), "r"(column), "r"(row), "r"(batch), "r"(address_of(barrier))
-      : "memory");
+  gpu::copy_box(shared_address(to), *map, column, row, batch, shared_address(barrier));
 }
 __device__ inline void copy_bytes(void* to, const void* from, int bytes, uint64_t* barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(address_of(to)),
-      "l"(from), "r"(bytes), "r"(address_of(barrier))
-      : "memory");
+  gpu::copy_bytes(shared_address(to), from, bytes, shared_address(barrier));
 }
 
 // The same box from shared to global memory; rows past the end are dropped. Fence, then commit, then wait.
 __device__ inline void store_box(const CUtensorMap* map, const void* from, int column, int row, int batch) {
   asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),
-               "r"(address_of(from)), "r"(column), "r"(row), "r"(batch)
+               "r"(shared_address(from)), "r"(column), "r"(row), "r"(batch)
                : "memory");
 }
 __device__ inline void stores_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 // Until the sources of all stores have been read.
 __device__ inline void stores_wait() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
-// Ordinary stores to shared memory, seen by the copy engine and by products.
-__device__ inline void fence_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // ---- barriers of whole warps; id 0 is __syncthreads' ----
 __device__ inline void warps_sync(int id, int threads) {
@@ -73,13 +51,6 @@ __device__ inline void warps_sync(int id, int threads) {
 }
 __device__ inline void warps_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
-// 2^x to 2 ulp, denormals to zero.
-__device__ inline float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
 }
 
 // ---- products ----

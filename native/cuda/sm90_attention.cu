@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     settle(out);  // not between products
 
     const auto multiply_keys = [&](int stage) {
-      const uint32_t base = address_of(shared.k[stage]);
+      const uint32_t base = shared_address(shared.k[stage]);
       products_begin();
 #pragma unroll
       for (int k = 0; k < 8; ++k) {
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       products_commit();
     };
     const auto multiply_values = [&](int stage) {
-      const uint32_t base = address_of(shared.v[stage]);
+      const uint32_t base = shared_address(shared.v[stage]);
       products_begin();
 #pragma unroll
       for (int k = 0; k < 8; ++k) product_columns(out, weights[k], columns_operand(base, k * 2048, kHalf));

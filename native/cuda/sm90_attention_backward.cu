@@ -36,7 +36,7 @@ __global__ void statistics_kernel(const AttentionBackwardCall call, const sm90::
     if (item < items) {
       const float lse = t < f.steps ? f.lse[(int64_t{b} * f.steps + t) * f.heads + head] : -INFINITY;
       const int64_t at = (int64_t{b} * f.heads + head) * to.padded + t;
-      to.lse[at] = lse == -INFINITY ? INFINITY : lse * sm90::kLog2e;  // a row that sees nothing weighs nothing
+      to.lse[at] = lse == -INFINITY ? INFINITY : lse * kLog2e;  // a row that sees nothing weighs nothing
       to.delta[at] = i ? sum[1] : sum[0];
     }
   }

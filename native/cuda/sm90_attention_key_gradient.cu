@@ -108,8 +108,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   float dk[64] = {}, dv[64] = {}, p[32], ds[32];
   uint32_t weights[4][4], gradients[4][4] = {};
   settle(dk), settle(dv);  // not between products
-  const uint32_t k_base = address_of(shared.k) + consumer * 64 * 128,
-                 v_base = address_of(shared.v) + consumer * 64 * 128;
+  const uint32_t k_base = shared_address(shared.k) + consumer * 64 * 128,
+                 v_base = shared_address(shared.v) + consumer * 64 * 128;
   // d = rows of the warpgroup · step, both in shared memory.
   const auto multiply = [&](float(&d)[32], uint32_t rows, uint32_t step) {
 #pragma unroll
@@ -145,11 +145,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     if (!begun) previous = stage;  // of which nothing is added
     products_begin();
-    multiply(p, k_base, address_of(shared.q[stage]));
+    multiply(p, k_base, shared_address(shared.q[stage]));
     products_commit();
-    accumulate(dk, gradients, address_of(shared.q[previous]));
+    accumulate(dk, gradients, shared_address(shared.q[previous]));
     products_commit();
-    multiply(ds, v_base, address_of(shared.dout[stage]));
+    multiply(ds, v_base, shared_address(shared.dout[stage]));
     products_commit();
     products_wait<2>();
     settle(p);
@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (int e = 0; e < 4; ++e) weights[k][e] = pack_bf16(p[k * 8 + e * 2], p[k * 8 + e * 2 + 1]);
     products_begin();
-    accumulate(dv, weights, address_of(shared.dout[stage]));
+    accumulate(dv, weights, shared_address(shared.dout[stage]));
     products_commit();
     products_wait<1>();
     settle(ds);
@@ -199,7 +199,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   if (__any_sync(0xffffffffu, begun)) {
     products_begin();
-    accumulate(dk, gradients, address_of(shared.q[previous]));
+    accumulate(dk, gradients, shared_address(shared.q[previous]));
     products_commit();
   }
   products_wait<0>();

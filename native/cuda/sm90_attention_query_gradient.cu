@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const float scale = f.scale * kLog2e;
   float dq[64], p[32], ds[32];
   uint32_t gradients[4][4], q[8][4];
-  const uint32_t dout = address_of(shared.dout) + consumer * 64 * 128;
+  const uint32_t dout = shared_address(shared.dout) + consumer * 64 * 128;
   int stage = 0, parity = 0;
   const auto advance = [&] {
     if (++stage == kStages) stage = 0, parity ^= 1;
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     products_commit();
   };
   const auto multiply_keys = [&] {
-    const uint32_t step = address_of(shared.k[stage]);
+    const uint32_t step = shared_address(shared.k[stage]);
 #pragma unroll
     for (int k = 0; k < 8; ++k) {
       const uint64_t b = rows_operand(step, k / 4 * kStepHalf + k % 4 * 32);
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     products_commit();
   };
   const auto multiply_values = [&] {
-    const uint32_t step = address_of(shared.v[stage]);
+    const uint32_t step = shared_address(shared.v[stage]);
 #pragma unroll
     for (int k = 0; k < 8; ++k) {
       const uint64_t a = rows_operand(dout, k / 4 * kHalf + k % 4 * 32),
@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         for (int k = 0; k < 4; ++k)
 #pragma unroll
           for (int e = 0; e < 4; ++e) gradients[k][e] = pack_bf16(ds[k * 8 + e * 2], ds[k * 8 + e * 2 + 1]);
-        const uint32_t k_base = address_of(shared.k[stage]);
+        const uint32_t k_base = shared_address(shared.k[stage]);
         if (i + 1 == steps) {
           if (lane == 0) barrier_arrive(&shared.queries_empty);
           products_begin();

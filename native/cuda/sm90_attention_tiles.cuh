@@ -10,7 +10,6 @@ namespace q4::gpu::sm90 {
 
 constexpr int kHeadDim = 128, kTileQueries = 128;
 constexpr int kTileHalf = 128 * 128;  // bytes of a tile [128][64]
-constexpr float kLog2e = 1.4426950408889634f;
 
 // Tiles of `section` heads (of all sequences) come together, so that their keys and values stay in the L2 cache; among
 // them, the longest first.
@@ -101,7 +100,7 @@ __device__ inline void hold_rows(uint32_t (&held)[8][4], const uint8_t* tile, in
     asm volatile(
         "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
         : "=r"(held[k][0]), "=r"(held[k][1]), "=r"(held[k][2]), "=r"(held[k][3])
-        : "r"(address_of(tile) + k / 4 * kTileHalf + row * 128 + (((k % 4 * 2 + (lane >> 4)) ^ (row & 7)) * 16))
+        : "r"(shared_address(tile) + k / 4 * kTileHalf + row * 128 + (((k % 4 * 2 + (lane >> 4)) ^ (row & 7)) * 16))
         : "memory");
 }
 
@@ -118,7 +117,7 @@ __device__ inline void store_rows(const float (&d)[64], const float (&times)[2],
     for (int n = 0; n < 16; ++n)
       *reinterpret_cast<uint32_t*>(rows + n / 8 * kTileHalf + (g + half * 8) * 128 + ((n % 8) ^ g) * 16 + c * 4) =
           pack_bf16(d[n * 4 + half * 2] * times[half], d[n * 4 + half * 2 + 1] * times[half]);
-  fence_shared();
+  fence_copies();
   __syncwarp();
   if (lane != 0) return;
   store_box(map, rows, column, row, batch);
