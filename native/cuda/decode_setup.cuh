@@ -47,7 +47,7 @@ __device__ inline void set_up(const DecodeChain& chain, const Layout& layout) {
          {&common.cache_barrier, &common.logits_barrier, &common.begun, &common.cleared, &common.early_fits,
           &common.cache_fits, &common.rest_fits, &common.q_came, &common.described})
       barrier_init(shared_address(barrier), 1);
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    fence_barriers();
     fence_copies();
     common.cache_parity = 0;
     const int phases = min(chain.phases, 2 * kBatch) * static_cast<int>(sizeof(DecodePhase)),

@@ -84,7 +84,7 @@ struct Rings {
     const int n = threadIdx.x;
     if (n < kWarps) shared_store(at(n), 0);
     if (n < kStages) barrier_init(come(n), 1), barrier_init(free(n), Tiles::kTeam);
-    if (n < max(kStages, kWarps)) asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    if (n < max(kStages, kWarps)) fence_barriers();
   }
 };
 

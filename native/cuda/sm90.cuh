@@ -26,6 +26,29 @@ __device__ inline void barrier_wait(uint64_t* barrier, uint32_t parity) {
   gpu::barrier_wait(shared_address(barrier), parity);
 }
 
+// ---- how a kernel of warpgroups begins ----
+// Its shared memory, at a multiple of 1024 bytes.
+template <typename T>
+__device__ inline T& shared_memory() {
+  extern __shared__ uint8_t memory[];
+  return *reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory) + 1023) / 1024 * 1024);
+}
+// The thread's group, once the kernel before has ended. init(): by one thread, makes the barriers.
+template <typename Init>
+__device__ inline int begin_groups(Init&& init) {
+  // From one lane, so that what depends on it is known to be the same in the warp.
+  const int group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x / 128), 0);
+  if (threadIdx.x == 0) {
+    init();
+    fence_barriers();
+    asm volatile("fence.proxy.async;" ::: "memory");
+  }
+  release_next();
+  __syncthreads();
+  wait_previous();
+  return group;
+}
+
 // ---- bulk copies ----
 // The box of a 3-dimensional map at (column, row, batch).
 __device__ inline void copy_box(void* to, const CUtensorMap* map, int column, int row, int batch, uint64_t* barrier) {

@@ -53,22 +53,14 @@ __global__ void __launch_bounds__(kThreads, 1)
                         const __grid_constant__ CUtensorMap v_map, const __grid_constant__ CUtensorMap out_map,
                         const AttentionCall call, const sm90::TileOrder order) {
 #if defined(Q4_SM90)
-  extern __shared__ uint8_t memory[];
-  Shared& shared = *reinterpret_cast<Shared*>((reinterpret_cast<uintptr_t>(memory) + 1023) / 1024 * 1024);
-  // From one lane, so that what depends on it is known to be the same in the warp.
-  const int group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x / 128), 0);
-  if (threadIdx.x == 0) {
+  Shared& shared = shared_memory<Shared>();
+  const int group = begin_groups([&] {
     barrier_init(&shared.q_full, 1), barrier_init(&shared.q_empty, kConsumers * 4);
     for (int s = 0; s < kStages; ++s) {
       barrier_init(&shared.k_full[s], 1), barrier_init(&shared.v_full[s], 1);
       barrier_init(&shared.k_empty[s], kConsumers * 4), barrier_init(&shared.v_empty[s], kConsumers * 4);
     }
-    asm volatile("fence.mbarrier_init.release.cluster;");
-    asm volatile("fence.proxy.async;" ::: "memory");
-  }
-  release_next();
-  __syncthreads();
-  wait_previous();
+  });
   if (group == 0) {
     give_registers<32>();
     if (threadIdx.x < 32) produce(shared, q_map, k_map, v_map, call, order);

@@ -68,23 +68,16 @@ __global__ void __launch_bounds__(kThreads, 1)
                              const __grid_constant__ CUtensorMap k_map, const __grid_constant__ CUtensorMap v_map,
                              const AttentionBackwardCall call, const sm90::Statistics statistics, int section) {
 #if defined(Q4_SM90)
-  extern __shared__ uint8_t memory[];
-  Shared& shared = *reinterpret_cast<Shared*>((reinterpret_cast<uintptr_t>(memory) + 1023) / 1024 * 1024);
+  Shared& shared = shared_memory<Shared>();
   const AttentionCall& f = call.forward;
   const int per_section = section * (statistics.padded / kRows), at_section = blockIdx.x / per_section,
             rest = blockIdx.x % per_section, width = min(section, f.batch * f.kv_heads - at_section * section),
             pair = at_section * section + rest % width, kv_head = pair % f.kv_heads, b = pair / f.kv_heads,
             first_key = rest / width * kRows;
-  const int group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x / 128), 0);
-  if (threadIdx.x == 0) {
+  const int group = begin_groups([&] {
     barrier_init(&shared.keys_full, 1);
     for (int s = 0; s < kStages; ++s) barrier_init(&shared.full[s], 1), barrier_init(&shared.empty[s], kConsumers * 4);
-    asm volatile("fence.mbarrier_init.release.cluster;");
-    asm volatile("fence.proxy.async;" ::: "memory");
-  }
-  release_next();
-  __syncthreads();
-  wait_previous();
+  });
 
   if (group == 0) {
     give_registers<24>();

@@ -24,19 +24,12 @@ __global__ void __launch_bounds__(kThreads, 1)
                                const sm90::Statistics statistics, const sm90::TileOrder order) {
 #if defined(Q4_SM90)
   using namespace sm90;
-  extern __shared__ uint8_t memory[];
-  Shared& shared = *reinterpret_cast<Shared*>((reinterpret_cast<uintptr_t>(memory) + 1023) / 1024 * 1024);
+  Shared& shared = shared_memory<Shared>();
   const AttentionCall& f = call.forward;
-  const int group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x / 128), 0);
-  if (threadIdx.x == 0) {
+  const int group = begin_groups([&] {
     barrier_init(&shared.queries_full, 1), barrier_init(&shared.queries_empty, kConsumers * 4);
     for (int s = 0; s < kStages; ++s) barrier_init(&shared.full[s], 1), barrier_init(&shared.empty[s], kConsumers * 4);
-    asm volatile("fence.mbarrier_init.release.cluster;");
-    asm volatile("fence.proxy.async;" ::: "memory");
-  }
-  release_next();
-  __syncthreads();
-  wait_previous();
+  });
 
   if (group == 0) {
     give_registers<32>();
