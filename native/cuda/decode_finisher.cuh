@@ -82,8 +82,9 @@ __device__ inline void finish_rounds(const DecodePhase& phase, const Share& shar
     if (first == 0) meet<kLeftBarrier>(buffer);
 
     float v[kQuad], other[kQuad], result[kQuad];
-    // (Of two rows there are no registers for more on 10.0.)
-    add_share<(kPair || Rows::kExactly > 1) ? 2 : 4>(v, from, o.parts, step, helpers);
+    // As many at a time as there are registers for.
+    constexpr int kAtOnce = Rows::kExactly == 1 ? (kPair ? 2 : 4) : kMade == Made::sum ? 1 : 2;
+    add_share<kAtOnce>(v, from, o.parts, step, helpers);
     if (kPair) add_share<2>(other, from + kElements / 2, o.parts, step, helpers);
     if (first == 0 && round + 1 == rounds) announce();
     helpers.add_up(v);
