@@ -89,8 +89,10 @@ struct RowsBf16 {
   __device__ RowsBf16(const uint8_t* memory, const uint8_t*, int tiles, int rows) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int t = 0; t < kTiles; ++t)
+    for (int t = 0; t < kTiles; ++t) {
       x[t] = shared_address(memory) + min(lane / 4 + t * 8, rows - 1) * row_bytes(tiles) + lane % 4 * 16;
+      asm volatile("" : "+r"(x[t]));  // found now, not when x is there
+    }
     reset();
   }
   __device__ void reset() {

@@ -63,9 +63,9 @@ struct Stage {
 // The rings of all teams, kDepth strips each, with barriers: of strips that have come, and of places that are free.
 template <typename Tiles, int kDepth>
 struct Rings {
-  static constexpr int kStages = Tiles::kTeams * kDepth, kScalesAt = kStages * Tiles::kTeam * Tiles::kCodes,
-                       kBarriersAt = kStages * Tiles::kStrip, kAt = kBarriersAt + kStages * 16,
-                       kBytes = kAt + kWarps * 4;
+  static constexpr int kStages = Tiles::kTeams * kDepth, kFreeAfterCome = kStages * 8,
+                       kScalesAt = kStages * Tiles::kTeam * Tiles::kCodes, kBarriersAt = kStages * Tiles::kStrip,
+                       kAt = kBarriersAt + kStages * 16, kBytes = kAt + kWarps * 4;
   uint32_t memory;  // kBytes, at a multiple of 1024
 
   // Of the strip in place n, the tile of the team's warp `part`.
@@ -74,7 +74,7 @@ struct Rings {
             memory + kScalesAt + n * Tiles::kTeam * Tiles::kAllScales + part * Tiles::kScales};
   }
   __device__ uint32_t come(int n) const { return memory + kBarriersAt + n * 8; }
-  __device__ uint32_t free(int n) const { return memory + kBarriersAt + (kStages + n) * 8; }
+  __device__ uint32_t free(int n) const { return come(n) + kFreeAfterCome; }
 
   // Where a warp reads on, kept here rather than in registers from phase to phase.
   __device__ uint32_t at(int warp) const { return memory + kAt + warp * 4; }
@@ -95,37 +95,46 @@ class WeightStream {
   __device__ explicit WeightStream(const Rings<Tiles, kDepth>& rings) : rings_(rings) {
     const int warp = threadIdx.x / 32, place = warp / Tiles::kTeam * kDepth;
     go_on();
-    come_ = rings.come(place), free_ = rings.free(place);
+    come_ = rings.come(place);
     const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
     stage_ = rings.stage(place, warp % Tiles::kTeam);
     stage_.codes += Tiles::place(g, 2 * c), stage_.scales += g * (Tiles::kTeam * Tiles::kScales) + c * 4;
   }
   // From where keep() was called last.
-  __device__ void go_on() {
-    const uint32_t word = shared_load_u32(remembered());
-    at_ = static_cast<int>(word >> 1), parity_ = word & 1;
-  }
+  __device__ void go_on() { taken_ = shared_load_u32(remembered()); }
   // For the next round, or the warp's next product.
   __device__ void keep() const {
     __syncwarp();  // all lanes have read it
-    if (threadIdx.x % 32 == 0) shared_store(remembered(), static_cast<uint32_t>(at_) << 1 | parity_);
+    if (threadIdx.x % 32 == 0) shared_store(remembered(), taken_);
     __syncwarp();
   }
 
   // The warp's tile of the next strip, once that has come.
-  __device__ Stage take() const {
-    barrier_wait(come_ + at_ * 8, parity_);
-    return {stage_.codes + at_ * (Tiles::kTeam * Tiles::kCodes),
-            stage_.scales + at_ * (Tiles::kTeam * Tiles::kAllScales)};
+  __device__ Stage take() {
+    uint32_t at = place();
+    asm volatile("" : "+r"(at));  // or every product with it would be a shift and more
+    come_now_ = come_ + at * 8;
+    asm volatile("" : "+r"(come_now_));
+    barrier_wait(come_now_, parity());
+    return {stage_.codes + at * (Tiles::kTeam * Tiles::kCodes),
+            stage_.scales + at * (Tiles::kTeam * Tiles::kAllScales)};
   }
   __device__ void give() {
     __syncwarp();
-    if (threadIdx.x % 32 == 0) barrier_arrive(free_ + at_ * 8);
-    at_ = at_ + 1 == kDepth ? 0 : at_ + 1;
-    parity_ ^= at_ == 0;
+    if (threadIdx.x % 32 == 0) barrier_arrive(come_now_ + Rings<Tiles, kDepth>::kFreeAfterCome);
+    if (kCounts)
+      ++taken_;
+    else if (place() + 1 == kDepth)
+      taken_ = parity() ^ 1;
+    else
+      taken_ += 2;
   }
 
  private:
+  // Strips taken, where the ring's place and parity are bits of that; else the place, and below it the parity.
+  static constexpr bool kCounts = (kDepth & (kDepth - 1)) == 0;
+  __device__ uint32_t place() const { return kCounts ? taken_ % kDepth : taken_ >> 1; }
+  __device__ uint32_t parity() const { return (kCounts ? taken_ / kDepth : taken_) & 1; }
   // Found anew, rather than held while tiles are multiplied.
   __device__ uint32_t remembered() const {
     int warp = threadIdx.x / 32;
@@ -134,10 +143,9 @@ class WeightStream {
   }
 
   const Rings<Tiles, kDepth> rings_;
-  uint32_t come_, free_;
+  uint32_t come_, come_now_;
   Stage stage_;  // of the ring's first place
-  int at_;
-  uint32_t parity_;
+  uint32_t taken_;
 };
 
 // All a warp ever does: fills some rings until the chain has no more weights, a lane a ring. Of a strip the codes are one
