@@ -97,7 +97,7 @@ __device__ inline void attend_staged(const Task& task, const DecodeAttention& op
     for (int offset = 4; offset < 32; offset *= 2)
 #pragma unroll
       for (int e = 0; e < 2; ++e) largest[e] = fmaxf(largest[e], __shfl_xor_sync(0xffffffffu, largest[e], offset));
-    if (g < 2) atomicMin(&memory.top[2 * c + g], sampling::key_of(largest[g]));
+    if (g < 2) atomicMin(&memory.top[2 * c + g], sampling::key_of(g ? largest[1] : largest[0]));
   }
   block_sync();  // and nobody reads keys any more
   announce();
@@ -154,7 +154,7 @@ __device__ inline void attend_staged(const Task& task, const DecodeAttention& op
   float total = 0;  // of query g
   if (call.lse && warp == 0) {
     const float both[2] = {__shfl_sync(0xffffffffu, sum[0], g / 2), __shfl_sync(0xffffffffu, sum[1], g / 2)};
-    total = both[g % 2];
+    total = g % 2 ? both[1] : both[0];
   }
   if (g >= t.group) return;
   const int row = t.pair * t.group + g;
