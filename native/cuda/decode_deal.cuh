@@ -32,6 +32,7 @@ Share share_of(const DecodeProduct& product, int rows, int block, int blocks) {
   share.piece = piece, share.first_tile = first, share.tiles = tiles, share.first_item = place, share.step = per_piece,
   share.count = count;
   share.strips = Tiles::strips(tiles), share.pair = pair, share.done = product.done;
+  share.rounds = (count + share.round_items<Tiles>() - 1) / share.round_items<Tiles>();
   share.per_strip = ((1u << 20) + share.strips - 1) / std::max(1, share.strips);
   share.first_group = piece * rows * groups, share.row_groups = groups;
   return share;
@@ -82,7 +83,7 @@ void list_segments(Share& share, const DecodeProduct& product, int first, Segmen
   int next = first;
   for (int team = 0; team < Tiles::kTeams; ++team) {
     share.segments[team] = static_cast<uint16_t>(next);
-    for (int round = 0; round < share.rounds<Tiles>(); ++round) {
+    for (int round = 0; round < share.rounds; ++round) {
       const Range range = range_of<Tiles>(share, round, team);
       int at = range.begin;
       if (at == range.end) segments[next++] = {0, 0, 0, 0, 1, 0};

@@ -143,21 +143,21 @@ __device__ inline void clear_rows(const Exchange& e, int rows, int width) {
   }
 }
 
-// Sums over a piece of a width: a piece has four, without the lowest 8 of their 32 bits, rounded. (They are rounded to bf16
-// when they are complete.)
-__device__ inline uint32_t short_bits(float v) { return (v == v ? __float_as_uint(v) + 128 : 0x7fc00000u) >> 8; }
+// Sums over a piece of a width: a piece has four, whose lowest 8 of 32 bits are cut off. (They are rounded to bf16 when they are
+// complete.) Of what is cut off, kHalfOfCut makes up for half, as a factor.
+constexpr float kHalfOfCut = 1.0f + 0x1p-17f;
 __device__ inline void post_sums(const Exchange& to, int group, const float (&v)[kQuad], bool inside) {
-  const uint32_t a = short_bits(v[0]), b = short_bits(v[1]), c = short_bits(v[2]), d = short_bits(v[3]);
+  const uint32_t last = __float_as_uint(v[3]);
   if (inside)
-    post<false>(to, group * kGroupPieces + threadIdx.x % 4, a << 8 | d >> 16, b << 8 | (d >> 8 & 255),
-                c << 8 | (d & 255));
+    post<false>(to, group * kGroupPieces + threadIdx.x % 4, __byte_perm(__float_as_uint(v[0]), last, 0x3217),
+                __byte_perm(__float_as_uint(v[1]), last, 0x3216), __byte_perm(__float_as_uint(v[2]), last, 0x3215));
 }
 
 // What a piece of four sums adds.
 __device__ inline void add_sums(float (&v)[kQuad], const uint4& p) {
-  const uint32_t d = (p.x & 255) << 24 | (p.y & 255) << 16 | (p.z & 255) << 8;
+  const uint32_t last = __byte_perm(__byte_perm(p.x, p.y, 0x0400), p.z, 0x3240);
   v[0] += __uint_as_float(p.x & ~255u), v[1] += __uint_as_float(p.y & ~255u);
-  v[2] += __uint_as_float(p.z & ~255u), v[3] += __uint_as_float(d);
+  v[2] += __uint_as_float(p.z & ~255u), v[3] += __uint_as_float(last & ~255u);
 }
 
 // This lane's elements of a group.

@@ -60,7 +60,7 @@ __device__ inline void finish_rounds(const DecodePhase& phase, const Share& shar
   constexpr bool kPair = kMade == Made::activated;
   constexpr int step = Rows::kSumFloats;
   const DecodeProduct& product = phase.product;
-  const int lane = threadIdx.x % 32, rounds = share.template rounds<typename Rows::Tiles>();
+  const int lane = threadIdx.x % 32, rounds = share.rounds;
   float scale = 1;
 #pragma unroll 1
   for (int round = 0, first = 0; round < rounds;) {
@@ -68,24 +68,25 @@ __device__ inline void finish_rounds(const DecodePhase& phase, const Share& shar
               buffer = round % 2;
     const Helpers helpers(lane, quads);
     const int i = first + lane % helpers.apart;
-    const Outputs o = outputs_at<Rows>(places_of<Rows>(share, items, done, rows, round, i), share, i, f.globals);
+    const Outputs o = outputs_of<Rows>(product, share, items, done, rows, round, i, f.globals);
+    const int row = row_of<Rows>(i), output = output_of(o, share, row, i);
     // For a sum: the next norm's weights, and where x before it is among what is kept.
     float4 weight{};
-    if (kMade == Made::sum && o.inside) weight = *reinterpret_cast<const float4*>(f.next->norm.weight + o.output);
+    if (kMade == Made::sum && o.inside()) weight = *reinterpret_cast<const float4*>(f.next->norm.weight + output);
     const int kept = round * share.template round_items<typename Rows::Tiles>() * rows * kElements + i * kQuad;
     if (round == 0 && first == 0) scale = staged();
-    const bool inside = o.inside && helpers.number == 0;
-    const float* const from = sums + buffer * (kRoundSums<typename Rows::Tiles> * step) + o.from;
+    const bool inside = o.inside() && helpers.number == 0;
+    const float* const from = sums + buffer * (kRoundSums<typename Rows::Tiles> * step) + o.from();
     const float factor = o.factor * scale, other_factor = o.other_factor * scale;
     uint2 before{};
-    if (kMade == Made::sum) before = quad(f.kept + (o.inside ? kept : 0));
+    if (kMade == Made::sum) before = quad(f.kept + (o.inside() ? kept : 0));
     if (first == 0) meet<kLeftBarrier>(buffer);
 
     float v[kQuad], other[kQuad], result[kQuad];
     // As many at a time as there are registers for.
     constexpr int kAtOnce = Rows::kExactly == 1 ? (kPair ? 2 : 4) : kMade == Made::sum ? 1 : 2;
-    add_share<kAtOnce>(v, from, o.parts, step, helpers);
-    if (kPair) add_share<2>(other, from + kElements / 2, o.parts, step, helpers);
+    add_share<kAtOnce>(v, from, o.parts(), step, helpers);
+    if (kPair) add_share<2>(other, from + Rows::to_up(o.from(), product.swapped), o.parts(), step, helpers);
     if (first == 0 && round + 1 == rounds) announce();
     helpers.add_up(v);
     if (kPair) helpers.add_up(other);
@@ -105,10 +106,10 @@ __device__ inline void finish_rounds(const DecodePhase& phase, const Share& shar
       Rows::post(f.to, o.group, y, squares_of_group(x), inside);
       if (inside) {
         quad(f.kept + kept) = sum;
-        if (bf16* const place = f.next->norm.sum) quad(place + o.row * f.next->norm.width + o.output) = sum;
+        if (bf16* const place = f.next->norm.sum) quad(place + row * f.next->norm.width + output) = sum;
       }
     } else if constexpr (kMade == Made::activated) {
-      activate(result, v, other, product.swapped);
+      activate(result, v, other);
       if (product.hands_on == HandsOn::rows) Rows::post(f.to, o.group, result, 0, inside);
     } else if (product.hands_on == HandsOn::halves) {
       post_halves<true>(f.to, o.group, v, inside);
@@ -116,7 +117,7 @@ __device__ inline void finish_rounds(const DecodePhase& phase, const Share& shar
       unpack4(v, pack4(v));
       Rows::post(f.to, o.group, v, 0, inside);
     }
-    if (product.leaves && inside) leave_results(product, o, v, other, result);
+    if (product.leaves && inside) leave_results(product, o.matrix(), row, output, v, other, result);
     first += 32;
     if (first < quads) continue;
     if (round + 2 < rounds) tell<kReadBarrier>(buffer);

@@ -77,7 +77,7 @@ __device__ __forceinline__ void finish_products(const DecodeChain& chain, const 
         leave_norm<Rows>(phase.norm,
                          copy_of<true>(exchange_of<true>(chain, place<Common>(layout.common).first_tag, p - 1)),
                          squares, rows, (phase.product.items + share.pair) >> share.pair, lane, kFinishThreads);
-      return scale_of_product<Rows>(phase, squares, lane / 4 % kRowsOfGroup<Rows>);
+      return scale_of_product<Rows>(phase, squares, row_of<Rows>(lane));
     };
     const float* const sums = sums_of<Rows>(layout, 0);
     const auto announce = [&] {
@@ -177,10 +177,9 @@ struct Here {
   // By one thread, before all who wait meet.
   __device__ void await_count() const { gpu::decode::await(chain.counters + 3 + p - 1, phase(p - 1).arrivals); }
   __device__ void await() const {
-    if (threadIdx.x == 0) await_count();
-    block_sync();
+    await([] {});
   }
-  // The same, with something to do while the first look at the count is on its way.
+  // With something to do while the first look at the count is on its way.
   template <typename Meanwhile>
   __device__ void await(Meanwhile&& meanwhile) const {
     const uint32_t* const counter = chain.counters + 3 + p - 1;
@@ -352,7 +351,7 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
           here.await();
           stager.stage();
           meet<kStagedBarrier>();
-          const int rounds = share.template rounds<typename Rows::Tiles>();
+          const int rounds = share.rounds;
           for (int round = 0; round < rounds; ++round) {
             if (round >= 2) meet<kReadBarrier>(round % 2);
             multiplier.round(share, sums_of<Rows>(layout, round % 2));
@@ -361,19 +360,23 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
           multiplier.weights.keep();
         } else {
           const RowStager<Rows> stager(phase, here.from(), share, x, squares, rows);
-          Places places;
+          // Found now, as all wait for what comes after x: whether keys and values come early, and whether the norm leaves something.
+          constexpr uint32_t kBrings = 1, kLeaves = 2;
+          uint32_t also = (here.attends_next() ? kBrings : 0) |
+                          (phase.norm.weight && (phase.norm.rstd || phase.norm.normed_out) ? kLeaves : 0);
+          asm volatile("" : "+r"(also));
+          Outputs o;
           here.await([&] {
-            places = places_of<Rows>(share, share.template items<typename Rows::Tiles>(0), layout.done, rows, 0,
-                                     threadIdx.x);
-            asm volatile("" : "+r"(places.sums), "+r"(places.group));  // or they would be found later
+            o = outputs_of<Rows>(phase.product, share, share.template items<typename Rows::Tiles>(0), layout.done, rows,
+                                 0, threadIdx.x, &place<float>(layout.globals) + slot_of(p) * 3);
+            asm volatile("" : "+r"(o.sums), "+r"(o.group));  // found now, and held; the factors are not
           });
           stager.stage();
-          const bool brings = here.attends_next();
-          if (brings) fence_copies();
+          if (also & kBrings) fence_copies();
           block_sync();
-          if (brings && threadIdx.x == 0) here.ask_for_early();
+          if ((also & kBrings) && threadIdx.x == 0) here.ask_for_early();
           // What it reads may be written over once others have what this block makes of it.
-          if (phase.norm.weight)
+          if (also & kLeaves)
             leave_norm<Rows>(phase.norm, here.from(), squares, rows, (phase.product.items + share.pair) >> share.pair,
                              threadIdx.x, kThreads);
           for (int round = 0, last = 0; !last; ++round) {
@@ -382,15 +385,17 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
             if (round > 0) multiplier.weights.go_on();
             multiplier.round(share, sums);
             multiplier.weights.keep();
-            last = (round + 1) * share.template round_items<typename Rows::Tiles>() >= share.count;
+            last = round + 1 == share.rounds;
             int now = p;
             uint32_t thread = threadIdx.x;
             asm volatile("" : "+r"(now), "+r"(thread));  // or what follows would be kept while tiles are multiplied
             static_assert(kMostQuads<Rows> <= kThreads);
-            const int items = share.template items<typename Rows::Tiles>(round);
-            if (round > 0) places = places_of<Rows>(share, items, layout.done, rows, round, thread);
-            const Outputs o = outputs_at<Rows>(places, share, thread, &place<float>(layout.globals) + slot_of(now) * 3);
-            const float scale = scale_of_product<Rows>(phase, squares, thread / 4 % kRowsOfGroup<Rows>);
+            const float* const globals = &place<float>(layout.globals) + slot_of(now) * 3;
+            if (round > 0)
+              o = outputs_of<Rows>(phase.product, share, share.template items<typename Rows::Tiles>(round), layout.done,
+                                   rows, round, thread, globals);
+            o.find_factors(phase.product, share.pair, globals);
+            const float scale = scale_of_product<Rows>(phase, squares, row_of<Rows>(thread));
             const bool says = last && thread == kThreads - 1;
             if (says) here.await_cleared(p);
             block_sync();
@@ -398,12 +403,12 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
               here.announce_cleared();
               if (here.attends_next()) here.ask_for_cache();
             }
-            if (thread / 32 * 32 < quads_of<Rows>(share, items)) {
+            if (__any_sync(0xffffffffu, o.inside())) {
               const Exchange to = exchange_of<false>(chain, place<Common>(layout.common).first_tag, now);
               if (share.pair)
-                finish<Rows, true>(phase.product, sums, o, scale, to);
+                finish<Rows, true>(phase.product, share, sums, o, scale, thread, to);
               else
-                finish<Rows, false>(phase.product, sums, o, scale, to);
+                finish<Rows, false>(phase.product, share, sums, o, scale, thread, to);
             }
             if (layout.sums_buffers == 1) block_sync();
           }

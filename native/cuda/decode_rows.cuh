@@ -57,20 +57,21 @@ struct RowsBf16 {
   // Of a tile's 32 pieces of eight elements lane c multiplies 8c … 8c + 7; in the order of their places, 4i + c is its
   // i-th. A piece is four pairs of elements p and p + 4.
   static constexpr int kTileBytes = kTile * 2;
-  __device__ static int64_t place(int group, int quad) {
-    const int eight = group % 16 * 2 + quad / 2;
-    return int64_t{group / 16} * kTileBytes + ((eight & 7) << 2 | eight >> 3) * 16;
+  __device__ static uint32_t place(uint32_t group, uint32_t quad) {
+    const uint32_t eight = group % 16 * 2 + quad / 2;
+    return group / 16 * kTileBytes + ((eight & 7) << 2 | eight >> 3) * 16;
   }
-  // Four neighbouring lanes hand on a group, with a number of it: called by whole warps.
+  // Four neighbouring lanes hand on a group, with a number of it where products ask for that: called by whole warps.
+  template <bool kNumbered = true>
   __device__ static void post(const Exchange& to, int group, const float (&v)[kQuad], float extra, bool inside) {
-    const int quad = threadIdx.x % 4, odd = quad & 1;
+    const uint32_t quad = threadIdx.x % 4, odd = quad & 1;
     const uint32_t first = pack_bf16(v[0], v[1]), second = pack_bf16(v[2], v[3]);
     const uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? first : second, 1);
     const uint32_t low = odd ? other : first, high = odd ? second : other;
     if (!inside) return;
     put_half(rows_in(to) + place(group, quad) + odd * 8, __byte_perm(low, high, 0x5410),
              __byte_perm(low, high, 0x7632));
-    if (quad == 0) put_number(numbers_in(to) + group, extra);
+    if (kNumbered && quad == 0) put_number(numbers_in(to) + group, extra);
   }
   // Four elements of what was handed on.
   __device__ static void read(float (&v)[kQuad], const Exchange& from, int group, int quad) {
@@ -143,10 +144,11 @@ struct RowsBf16 {
 
   // Of a segment, in pairs of rows of x, swizzled, so that what a warp writes at a time lies in different banks. Rows that are
   // not there have a place too.
-  static constexpr int kSumFloats = kMostRows * Tiles::kGroup;
+  static constexpr int kSumFloats = kMostRows * Tiles::kGroup, kHalfPlace = Tiles::kGroup / 2;
   static_assert(kSumFloats % 32 == 0);
   __device__ static int sum_place(int row, int r) { return row / 2 * 32 + ((row % 2 * 16 + r) ^ (row / 2 % 4 * 8)); }
-  __device__ static int second_half(int place) { return place ^ 8; }
+  // From gate's sums to up's.
+  __device__ static int to_up(int gate, bool) { return (gate ^ kHalfPlace) - gate; }
   // to: at a multiple of 128 bytes.
   __device__ void leave(float* to) const {
     const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
@@ -155,7 +157,7 @@ struct RowsBf16 {
     for (int t = 0; t < kTiles; ++t)
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        constexpr int kRowPlace = 16, kHalfPlace = 8, kTilePlace = 4 * 32;
+        constexpr int kRowPlace = 16, kTilePlace = 4 * 32;
         const uint32_t place = (first ^ ((e & 1) * kRowPlace + (e >> 1) * kHalfPlace) * 4) + t * kTilePlace * 4;
         shared_store(place, __float_as_uint(sum[t][e]));
       }
@@ -231,13 +233,6 @@ constexpr bool tables_hold() {
   return true;
 }
 static_assert(tables_hold());
-
-// To 1 ulp; denormals count as zero.
-__device__ inline float reciprocal(float x) {
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 template <int kCount>  // rows of x
 struct RowsInt8 {
@@ -414,6 +409,7 @@ struct RowsInt8 {
   static constexpr int kSumPitch = Tiles::kGroup + 4;
   static constexpr int kSumFloats = kCount * kSumPitch;
   __device__ static int sum_place(int row, int r) { return row * kSumPitch + r; }
+  __device__ static int to_up(int, bool swapped) { return swapped ? -Tiles::kGroup / 2 : Tiles::kGroup / 2; }
   __device__ void leave(float* to) const {
     const int lane = threadIdx.x % 32;
 #pragma unroll

@@ -108,8 +108,9 @@ __host__ __device__ constexpr int blocks_of_piece(int groups, int strips, int mo
 // What a block computes of a product: tiles [first_tile, +tiles) of the width, of `count` items.
 struct Share {
   int piece, first_tile, tiles, strips, first_item, step, count;
-  int pair;                       // 1: two neighbouring items at a time, which together have sixteen outputs
-  uint32_t per_strip;             // n / strips = n · per_strip >> 20, for the n that occur here
+  int pair;            // 1: two neighbouring items at a time, which together have sixteen outputs
+  uint32_t per_strip;  // n / strips = n · per_strip >> 20, for the n that occur here
+  int rounds;
   int done;                       // where its items are in the list of what is to be finished
   int first_group, row_groups;    // of outputs that are handed on: the first of the piece's, and how many a row has
   uint16_t segments[kWarps + 1];  // where those of each team begin, in the list of all
@@ -127,10 +128,6 @@ struct Share {
     const int left = count - round * round_items<Tiles>();
     return left < round_items<Tiles>() ? left : round_items<Tiles>();
   }
-  template <typename Tiles>
-  __host__ __device__ int rounds() const {
-    return (count + round_items<Tiles>() - 1) / round_items<Tiles>();
-  }
 };
 
 // Neighbouring strips of one item, for one team: which its warps multiply and leave the sums of. A team has at least one in
@@ -144,7 +141,7 @@ struct alignas(8) Segment {
 constexpr int kMostTiles = 128;  // of a share
 // Of a round, the sums that warps leave: of every segment, by every warp of the team.
 template <typename Tiles>
-constexpr int kRoundSums = (Tiles::kRoundItems + Tiles::kTeams) * Tiles::kTeam;
+constexpr int kRoundSums = (Tiles::kRoundItems + Tiles::kTeams - 1) * Tiles::kTeam;
 // And of one item.
 template <typename Tiles>
 constexpr int kMostParts = Tiles::kTeams * Tiles::kTeam;

@@ -106,8 +106,11 @@ class RowStager {
     to_ = shared_address(x) + row * Rows::row_bytes(share.tiles) + part * Rows::kTileBytes + lane * 16;
     numbers_ = numbers_in(source) + row * groups;
     groups_ = phase.norm.weight && part == 0 && row < rows ? groups : 0, eps_ = phase.norm.eps;
+    inverse_width_ = reciprocal(static_cast<float>(groups * kElements));
     squares_ = shared_address(squares + row);
-    asm volatile("" : "+l"(from_), "+l"(numbers_), "+r"(to_), "+r"(squares_), "+r"(tiles_), "+r"(groups_));
+    asm volatile(""
+                 : "+l"(from_), "+l"(numbers_), "+r"(to_), "+r"(squares_), "+r"(tiles_), "+r"(groups_),
+                   "+f"(inverse_width_));
   }
 
   __device__ void stage() const {
@@ -140,9 +143,7 @@ class RowStager {
 #pragma unroll 1
     for (int g = lane + kNumbers * 32; g < groups_; g += 32) square += written(peek_number(numbers_ + g), g);
     square = warp_sum(square);
-    if (lane == 0)
-      shared_store(squares_,
-                   __float_as_uint(rsqrtf(__fdividef(square, static_cast<float>(groups_ * kElements)) + eps_)));
+    if (lane == 0) shared_store(squares_, __float_as_uint(rsqrt_fast(fmaf(square, inverse_width_, eps_))));
   }
 
  private:
@@ -174,7 +175,7 @@ class RowStager {
   const float* numbers_;
   uint32_t to_, squares_;
   int shift_, tiles_, groups_;
-  float eps_;
+  float eps_, inverse_width_;
 };
 
 }  // namespace q4::gpu::decode
