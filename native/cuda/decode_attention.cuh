@@ -335,7 +335,7 @@ __device__ inline void hand_on(const Task& t, const Joined<kSlice, kShared>& j, 
   unpack4(value, words);
   const bool inside = lane < j.kLanes;
   const int group = row * kGroups + t.part * (kSlice / kElements) + lane % j.kLanes / (kElements / kQuad);
-  Rows::post(to, group, value, 0, inside);
+  Rows::post(to, group, value, inside);
   const DecodeAttention& call = reread(operands);
   if (inside && call.out) quad(call.out + int64_t{row} * D + t.part * kSlice + lane * kQuad) = words;
   if (lane == 0 && t.part == 0 && call.lse) call.lse[row] = j.largest * kLog2 + logf(j.total);

@@ -74,7 +74,9 @@ bool with_kernel(int rows, NeedsOf&& needs, const DecodeMachine& machine, Body&&
 // Elements of x that a block keeps.
 int kept_of(int rows, int width, int blocks) {
   const int groups = divide_up(width, kElements);
-  return (rows <= kWholeRows ? divide_up(groups, blocks) * rows : divide_up(groups * rows, blocks)) * kElements;
+  return (rows <= kWholeRows ? divide_up(groups, blocks) * rows
+                             : divide_up(divide_up(groups * rows, kNumbered), blocks) * kNumbered) *
+         kElements;
 }
 
 // Of a width.

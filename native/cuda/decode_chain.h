@@ -122,8 +122,8 @@ constexpr int kChainCounters = 3 + kChainPhases;
 
 // What phases hand on (decode_exchange.cuh). A slot is written again eight phases later, of few rows three, when, through
 // what blocks waited for in between, all have read it. Its first part holds pieces with tags and nothing else; of few rows
-// there are several copies, so that not all blocks ask the same part of the second-level cache. The others hold rows, and a
-// number a group.
+// there are several copies, so that not all blocks ask the same part of the second-level cache. The others hold rows, and
+// numbers.
 constexpr int kExchangeSlots = 8, kExchangeCopies = 2;
 // Of more rows places are cleared so many phases ahead; among that many a chain has a sum (decode_exchange.cuh, clear_rows).
 constexpr int kClearedAhead = kExchangeSlots / 2;

@@ -12,6 +12,7 @@ namespace q4::gpu::decode {
 constexpr int kElements = 16;  // of a group
 constexpr int kQuad = 4;       // of a thread
 constexpr int kGroupPieces = 4;
+constexpr int kNumbered = 8;    // groups of a row, a warp's, that have a number together, of more rows
 constexpr int kPollPause = 20;  // nanoseconds; without it warps that still work would wait behind what others ask for
 
 struct Exchange {
@@ -120,7 +121,7 @@ __device__ inline void clear_rows(const Exchange& e, int rows, int width) {
   // end of a phase waits for this.
   constexpr int kLine = 512, kAtOnce = 6;
   const int lane = threadIdx.x % 32, row_lines = rows * width * 2 / kLine,
-            lines = row_lines + (rows * width / 4 + kLine - 1) / kLine;
+            lines = row_lines + (rows * width / (kElements * kNumbered) * 4 + kLine - 1) / kLine;
   const auto place = [&](int line) {
     char* const to = line < row_lines ? rows_in(e) + line * kLine
                                       : reinterpret_cast<char*>(numbers_in(e)) + (line - row_lines) * kLine;

@@ -162,7 +162,7 @@ __device__ inline void finish(const DecodeProduct& product, const Share& share, 
 #pragma unroll
   for (int j = 0; j < kQuad; ++j) result[j] = kPair ? activated[j] : v[j];
   if (product.hands_on == HandsOn::rows)
-    Rows::template post<false>(to, o.group, result, 0, o.inside());
+    Rows::post(to, o.group, result, o.inside());
   else if (product.hands_on == HandsOn::halves)
     post_halves<false>(to, o.group, result, o.inside());
   if (product.leaves && o.inside()) {

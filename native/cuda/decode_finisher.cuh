@@ -110,12 +110,12 @@ __device__ inline void finish_rounds(const DecodePhase& phase, const Share& shar
       }
     } else if constexpr (kMade == Made::activated) {
       activate(result, v, other);
-      if (product.hands_on == HandsOn::rows) Rows::post(f.to, o.group, result, 0, inside);
+      if (product.hands_on == HandsOn::rows) Rows::post(f.to, o.group, result, inside);
     } else if (product.hands_on == HandsOn::halves) {
       post_halves<true>(f.to, o.group, v, inside);
     } else if (product.hands_on == HandsOn::rows) {
       unpack4(v, pack4(v));
-      Rows::post(f.to, o.group, v, 0, inside);
+      Rows::post(f.to, o.group, v, inside);
     }
     if (product.leaves && inside) leave_results(product, o.matrix(), row, output, v, other, result);
     first += 32;

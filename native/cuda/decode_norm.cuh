@@ -6,9 +6,12 @@
 
 namespace q4::gpu::decode {
 
+__device__ inline float squares_of(const float (&v)[kQuad]) {
+  return v[0] * v[0] + v[1] * v[1] + (v[2] * v[2] + v[3] * v[3]);
+}
 // Of a group, four neighbouring lanes.
 __device__ inline float squares_of_group(const float (&v)[kQuad]) {
-  float x = v[0] * v[0] + v[1] * v[1] + (v[2] * v[2] + v[3] * v[3]);
+  float x = squares_of(v);
   x += __shfl_xor_sync(0xffffffffu, x, 1);
   return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
@@ -23,25 +26,32 @@ __device__ inline void unpack4(float (&v)[kQuad], uint2 words) {
 __device__ inline uint2& quad(bf16* p) { return *reinterpret_cast<uint2*>(p); }
 __device__ inline uint2 quad(const bf16* p) { return *reinterpret_cast<const uint2*>(p); }
 
-// Which groups a block keeps: every gridDim.x-th of a row, of all rows where rows are few; else every gridDim.x-th of all.
+// Which groups a block keeps: every gridDim.x-th of a row, of all rows where rows are few; else, of all rows' groups, every
+// gridDim.x-th kNumbered neighbours.
 template <typename Rows>
 struct Kept {
-  static constexpr int kRowsOfUnit = Rows::kExactly > 0 ? Rows::kExactly : 1;
-  int groups, units;
+  static constexpr int kOfUnit = Rows::kExactly > 0 ? Rows::kExactly : kNumbered;
+  int rows, groups, units;
   __device__ Kept(int rows, int width)
-      : groups(width / kElements), units(Rows::kExactly > 0 ? groups : groups * rows) {}
+      : rows(rows),
+        groups(width / kElements),
+        units(Rows::kExactly > 0 ? groups : (groups * rows + kNumbered - 1) / kNumbered) {}
   // The row and group of a block's n-th; false where there are fewer.
   __device__ bool find(int n, int& row, int& group) const {
-    const int unit = static_cast<int>(blockIdx.x) + n / kRowsOfUnit * blocks_of_grid();
+    const int unit = static_cast<int>(blockIdx.x) + n / kOfUnit * blocks_of_grid();
+    if (Rows::kExactly) {
+      row = n % kOfUnit, group = unit;
+      return unit < units;
+    }
+    const int of_all = unit * kNumbered + n % kNumbered;
     // Exact for rows of fewer than 2^17 groups, and shorter than a division.
-    row = Rows::kExactly ? n % kRowsOfUnit
-                         : static_cast<int>(__fdividef(static_cast<float>(unit) + 0.5f, static_cast<float>(groups)));
-    group = Rows::kExactly ? unit : unit - row * groups;
-    return unit < units;
+    row = static_cast<int>(__fdividef(static_cast<float>(of_all) + 0.5f, static_cast<float>(groups)));
+    group = of_all - row * groups;
+    return row < rows;
   }
   // Whether a warp's lanes, each with a quad, have any.
   __device__ bool any(int first_quad) const {
-    return static_cast<int>(blockIdx.x) + first_quad / 4 / kRowsOfUnit * blocks_of_grid() < units;
+    return static_cast<int>(blockIdx.x) + first_quad / 4 / kOfUnit * blocks_of_grid() < units;
   }
 };
 
@@ -125,12 +135,20 @@ __device__ inline void sum_rows(const DecodeNorm& norm, bool first, const Decode
       unpack4(x, sum);
       if (e.inside) quad(kept + i * kQuad) = sum;
     }
-    const float squares = squares_of_group(x),
-                y[kQuad] = {x[0] * e.weight.x, x[1] * e.weight.y, x[2] * e.weight.z, x[3] * e.weight.w};
-    Rows::post(to, e.row * mine.groups + e.group, y, squares, e.inside);
+    const float y[kQuad] = {x[0] * e.weight.x, x[1] * e.weight.y, x[2] * e.weight.z, x[3] * e.weight.w};
+    const int place = e.row * mine.groups + e.group;
+    if constexpr (kMeets)
+      Rows::post(to, place, y, e.inside);
+    else
+      Rows::post(to, place, y, squares_of_group(x), e.inside);
     // Not before all warps have: who looks for rows too early, and does not find all of them, waits for another trip.
     if (kMeets && i < kThreads) block_sync();
     if (i == 0) announce();
+    if constexpr (kMeets) {
+      // Of a warp's groups, which are neighbours: wanted later than they are.
+      const float squares = warp_sum(e.inside ? squares_of(x) : 0.0f);
+      if (e.inside && i % 32 == 0) put_number(numbers_in(to) + place / kNumbered, squares);
+    }
     if (e.inside && norm.sum) quad(norm.sum + e.at) = pack4(x);
   }
   if (kMeets && !more(threadIdx.x)) block_sync();

@@ -61,9 +61,8 @@ struct RowsBf16 {
     const uint32_t eight = group % 16 * 2 + quad / 2;
     return group / 16 * kTileBytes + ((eight & 7) << 2 | eight >> 3) * 16;
   }
-  // Four neighbouring lanes hand on a group, with a number of it where products ask for that: called by whole warps.
-  template <bool kNumbered = true>
-  __device__ static void post(const Exchange& to, int group, const float (&v)[kQuad], float extra, bool inside) {
+  // Four neighbouring lanes hand on a group: called by whole warps.
+  __device__ static void post(const Exchange& to, int group, const float (&v)[kQuad], bool inside) {
     const uint32_t quad = threadIdx.x % 4, odd = quad & 1;
     const uint32_t first = pack_bf16(v[0], v[1]), second = pack_bf16(v[2], v[3]);
     const uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? first : second, 1);
@@ -71,7 +70,6 @@ struct RowsBf16 {
     if (!inside) return;
     put_half(rows_in(to) + place(group, quad) + odd * 8, __byte_perm(low, high, 0x5410),
              __byte_perm(low, high, 0x7632));
-    if (kNumbered && quad == 0) put_number(numbers_in(to) + group, extra);
   }
   // Four elements of what was handed on.
   __device__ static void read(float (&v)[kQuad], const Exchange& from, int group, int quad) {
@@ -301,6 +299,10 @@ struct RowsInt8 {
     for (int i = 0; i < kExchangeCopies / 2; ++i)
       put_piece(piece + i * kCopyPieces, odd ? other_high : high, odd ? high : other_high,
                 odd ? low << 4 | other_low : other_low << 4 | low, high_half_tag(to.tag) | half);
+  }
+  // Where nobody wants a number.
+  __device__ static void post(const Exchange& to, int group, const float (&v)[kQuad], bool inside) {
+    post(to, group, v, 0, inside);
   }
   __device__ static float scale_in(const uint4& piece) { return __uint_as_float(piece.w << 16); }
   __device__ static float number_in(const uint4& piece) { return __uint_as_float((piece.w & 0xffffu) << 15); }

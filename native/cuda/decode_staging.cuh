@@ -100,26 +100,24 @@ class RowStager {
                        int rows)
       : shift_(rows > 4 ? 1 : 2) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = warp >> shift(),
-              part = warp & ((1 << shift()) - 1), groups = phase.product.width / kElements;
+              part = warp & ((1 << shift()) - 1), groups = phase.product.width / kElements,
+              numbers = groups / kNumbered;
     tiles_ = row < rows ? share.tiles - part : 0;
     from_ = rows_in(source) + (int64_t{row} * groups / 16 + share.first_tile + part) * Rows::kTileBytes + lane * 16;
     to_ = shared_address(x) + row * Rows::row_bytes(share.tiles) + part * Rows::kTileBytes + lane * 16;
-    numbers_ = numbers_in(source) + row * groups;
-    groups_ = phase.norm.weight && part == 0 && row < rows ? groups : 0, eps_ = phase.norm.eps;
+    from_number_ = numbers_in(source) + row * numbers;
+    numbers_ = phase.norm.weight && part == 0 && row < rows ? numbers : 0, eps_ = phase.norm.eps;
     inverse_width_ = reciprocal(static_cast<float>(groups * kElements));
     squares_ = shared_address(squares + row);
     asm volatile(""
-                 : "+l"(from_), "+l"(numbers_), "+r"(to_), "+r"(squares_), "+r"(tiles_), "+r"(groups_),
+                 : "+l"(from_), "+l"(from_number_), "+r"(to_), "+r"(squares_), "+r"(tiles_), "+r"(numbers_),
                    "+f"(inverse_width_));
   }
 
   __device__ void stage() const {
-    constexpr int kAtOnce = Rows::kMostRows > 8 ? 10 : 5, kNumbers = 5;
+    constexpr int kAtOnce = Rows::kMostRows > 8 ? 10 : 5;
     const int lane = threadIdx.x % 32;
-    float number[kNumbers];
-#pragma unroll
-    for (int j = 0; j < kNumbers; ++j)
-      number[j] = lane + j * 32 < groups_ ? peek_number(numbers_ + lane + j * 32) : 0.0f;
+    const float number = lane < numbers_ ? peek_number(from_number_ + lane) : 0.0f;
     const char* from = from_;
     uint32_t to = to_;
     for (int left = (tiles_ + (1 << shift()) - 1) >> shift(); left > 0;) {
@@ -136,20 +134,18 @@ class RowStager {
       else
         take<1>(from, to, left);
     }
-    if (groups_ == 0) return;
-    float square = 0;
-#pragma unroll
-    for (int j = 0; j < kNumbers; ++j) square += written(number[j], lane + j * 32);
+    if (numbers_ == 0) return;
+    float square = written(number, lane);
 #pragma unroll 1
-    for (int g = lane + kNumbers * 32; g < groups_; g += 32) square += written(peek_number(numbers_ + g), g);
+    for (int n = lane + 32; n < numbers_; n += 32) square += written(peek_number(from_number_ + n), n);
     square = warp_sum(square);
     if (lane == 0) shared_store(squares_, __float_as_uint(rsqrt_fast(fmaf(square, inverse_width_, eps_))));
   }
 
  private:
   __device__ int shift() const { return Rows::kMostRows > 8 ? 0 : shift_; }
-  __device__ float written(float number, int group) const {
-    while (!is_written(number)) number = peek_number(numbers_ + group);
+  __device__ float written(float number, int which) const {
+    while (!is_written(number)) number = peek_number(from_number_ + which);
     return number;
   }
   // The next kCount of the `left` tiles that are the warp's.
@@ -172,9 +168,9 @@ class RowStager {
   }
 
   const char* from_;
-  const float* numbers_;
+  const float* from_number_;
   uint32_t to_, squares_;
-  int shift_, tiles_, groups_;
+  int shift_, tiles_, numbers_;
   float eps_, inverse_width_;
 };
 
