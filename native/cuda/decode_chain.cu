@@ -226,7 +226,7 @@ bool decode_hands_on(int rows, const DecodeProduct& product) {
   if (product.splits > 1) return product.splits * groups * kGroupPieces * 16 <= kTaggedBytes;
   // Of few rows, four copies, each with room behind it.
   return groups * kGroupPieces * 16 <= (rows <= kWholeRows ? kPartPieces * 16 : kTaggedBytes) &&
-         groups * kElements * 2 <= kRowsBytes && groups * 4 <= kNumbersBytes;
+         groups * kElements * 2 <= kRowsBytes && groups / kNumbered * 4 <= kNumbersBytes;
 }
 
 namespace {

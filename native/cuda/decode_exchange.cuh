@@ -12,7 +12,7 @@ namespace q4::gpu::decode {
 constexpr int kElements = 16;  // of a group
 constexpr int kQuad = 4;       // of a thread
 constexpr int kGroupPieces = 4;
-constexpr int kNumbered = 8;    // groups of a row, a warp's, that have a number together, of more rows
+constexpr int kNumbered = 8;    // neighbouring groups, a warp's, that have a number together, of more rows
 constexpr int kPollPause = 20;  // nanoseconds; without it warps that still work would wait behind what others ask for
 
 struct Exchange {

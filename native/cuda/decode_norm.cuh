@@ -145,7 +145,8 @@ __device__ inline void sum_rows(const DecodeNorm& norm, bool first, const Decode
     if (kMeets && i < kThreads) block_sync();
     if (i == 0) announce();
     if constexpr (kMeets) {
-      // Of a warp's groups, which are neighbours: wanted later than they are.
+      // Of a warp's groups, which are neighbours, and of one row, as a product's width is a multiple of theirs (decode_fits):
+      // wanted later than they are.
       const float squares = warp_sum(e.inside ? squares_of(x) : 0.0f);
       if (e.inside && i % 32 == 0) put_number(numbers_in(to) + place / kNumbered, squares);
     }

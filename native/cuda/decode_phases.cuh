@@ -15,8 +15,8 @@ struct Multiplier {
   WeightStream<Tiles, kDepth> weights;
   Rows of_x;
   const Segment* segment;
-  // Of more rows the first segment is read before x is there, and every next before the one before it is multiplied. (With one row a
-  // step takes 20 µs more with that.)
+  // Of more rows the first segment is read before x is there, and every next before the one before it is multiplied. (With one
+  // row a step took 20 µs more with that, which may be but another order of its tile's instructions.)
   static constexpr bool kReadsAhead = Rows::kExactly == 0;
   Segment next;  // without its group
   int tiles_ahead;
@@ -360,7 +360,8 @@ __device__ __forceinline__ void run_phases(const DecodeChain& chain, const Layou
           multiplier.weights.keep();
         } else {
           const RowStager<Rows> stager(phase, here.from(), share, x, squares, rows);
-          // Found now, as all wait for what comes after x: whether keys and values come early, and whether the norm leaves something.
+          // Found now, as all wait for what comes after x: whether keys and values come early, and whether the norm leaves
+          // something.
           constexpr uint32_t kBrings = 1, kLeaves = 2;
           uint32_t also = (here.attends_next() ? kBrings : 0) |
                           (phase.norm.weight && (phase.norm.rstd || phase.norm.normed_out) ? kLeaves : 0);

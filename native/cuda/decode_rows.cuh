@@ -53,7 +53,7 @@ struct RowsBf16 {
   __host__ __device__ static int bytes(int rows, int tiles) { return rows * row_bytes(tiles); }
 
   // Rows of x are handed on as products read them: many blocks read many rows, and a tag in every piece, and looking at it,
-  // would cost more than a fence. Behind them the groups' numbers.
+  // would cost more than a fence. Behind them are numbers, one of kNumbered groups.
   // Of a tile's 32 pieces of eight elements lane c multiplies 8c … 8c + 7; in the order of their places, 4i + c is its
   // i-th. A piece is four pairs of elements p and p + 4.
   static constexpr int kTileBytes = kTile * 2;
