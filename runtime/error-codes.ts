@@ -523,7 +523,7 @@ export const ERROR_CODES = {
   Q4513: entry(
     1,
     'device busy',
-    'Something touched device memory while a program was running on it. This is a bug in q4run: please report it.',
+    'Something touched device memory while a program or a file was using it. This is a bug in q4run: please report it.',
   ),
   Q4514: entry(
     1,

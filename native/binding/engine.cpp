@@ -161,7 +161,7 @@ bool array_type_fits(DType dtype, napi_typedarray_type type) {
 Napi::Value store_read(const Napi::CallbackInfo& info) {
   const auto store = get_handle<Store>(info[0]);
   const PartView part = part_view(store->find(text(info[1])), text(info[2]));
-  const auto lock = acquire(*store->device());
+  const auto lock = acquire(store->device());
   auto buffer = Napi::ArrayBuffer::New(info.Env(), part.bytes);
   store->backend().download(buffer.Data(), part.data, part.bytes);
   return typed_array(info.Env(), part.dtype, buffer, part.bytes);
@@ -177,7 +177,7 @@ Napi::Value store_write(const Napi::CallbackInfo& info) {
   if (!array_type_fits(part.dtype, source.TypedArrayType()) || static_cast<int64_t>(source.ByteLength()) != part.bytes)
     throw Error("Q4511", "the data written to '" + name + "' must be " + std::to_string(part.bytes) + " bytes of " +
                              dtype_name(part.dtype));
-  const auto lock = acquire(*store->device());
+  const auto lock = acquire(store->device());
   store->backend().upload(part.data, static_cast<const uint8_t*>(source.ArrayBuffer().Data()) + source.ByteOffset(),
                           part.bytes);
   return info.Env().Undefined();
@@ -205,7 +205,7 @@ Napi::Value executable_run(const Napi::CallbackInfo& info) {
   auto cancel = get_handle<CancelFlag>(info[1]);
   auto seconds = info[2].ToBoolean() ? std::make_shared<std::vector<double>>() : nullptr;
   return run_async(
-      info.Env(), [program, cancel, seconds] { program->run(*cancel, seconds.get()); },
+      info.Env(), [device = program->claim(), program, cancel, seconds] { program->run(*cancel, seconds.get()); },
       [seconds](Napi::Env env) -> Napi::Value {
         if (!seconds) return env.Undefined();
         auto times = Napi::Float64Array::New(env, seconds->size());
@@ -235,6 +235,8 @@ Napi::Value executable_decode(const Napi::CallbackInfo& info) {
     if (token >= 0 && token <= INT32_MAX) limits.stop_tokens.push_back(static_cast<int32_t>(token));
   auto cancel = get_handle<CancelFlag>(info[4]);
   auto state = std::make_shared<DecodeState>();
+  // Before the callback is made, which somebody must release.
+  Claim device = program->claim();
   auto callback = Napi::ThreadSafeFunction::New(info.Env(), info[5].As<Napi::Function>(), "q4run decode", 8, 1);
 
   const auto deliver = [state, cancel](Napi::Env env, Napi::Function on_step, std::vector<int32_t>* step) {
@@ -266,7 +268,7 @@ Napi::Value executable_decode(const Napi::CallbackInfo& info) {
   };
   return run_async(
       info.Env(),
-      [=]() mutable {
+      [device = std::move(device), program, tokens, limits, cancel, state, callback, deliver]() mutable {
         struct Release {
           Napi::ThreadSafeFunction& callback;
           ~Release() { callback.Release(); }
@@ -337,7 +339,7 @@ void register_engine(Napi::Env env, Napi::Object exports) {
   // storeAllocate(store, name, dtype, shape)
   add("storeAllocate", [](const Napi::CallbackInfo& info) -> Napi::Value {
     const auto store = get_handle<Store>(info[0]);
-    const auto lock = acquire(*store->device());
+    const auto lock = acquire(store->device());
     store->allocate(text(info[1]), dtype_from_name(text(info[2])), to_int64s(info[3]));
     return info.Env().Undefined();
   });
@@ -356,13 +358,13 @@ void register_engine(Napi::Env env, Napi::Object exports) {
   });
   add("storeFree", [](const Napi::CallbackInfo& info) -> Napi::Value {
     const auto store = get_handle<Store>(info[0]);
-    const auto lock = acquire(*store->device());
+    const auto lock = acquire(store->device());
     store->free(text(info[1]));
     return info.Env().Undefined();
   });
   add("storeRename", [](const Napi::CallbackInfo& info) -> Napi::Value {
     const auto store = get_handle<Store>(info[0]);
-    const auto lock = acquire(*store->device());
+    const auto lock = acquire(store->device());
     store->rename(text(info[1]), text(info[2]));
     return info.Env().Undefined();
   });
@@ -374,7 +376,7 @@ void register_engine(Napi::Env env, Napi::Object exports) {
     std::shared_ptr<Allocation> arena;
     if (info[2].IsExternal()) arena = get_handle<Allocation>(info[2]);
     const ProgramSpec spec = program_spec(object(info[1]));
-    const auto lock = acquire(*store->device());
+    const auto lock = acquire(store->device());
     return make_handle(info.Env(), std::make_shared<Program>(store, spec, std::move(arena)));
   });
   add("executableRun", executable_run);

@@ -62,10 +62,10 @@ Napi::Value file_create(const Napi::CallbackInfo& info) {
       [writer](Napi::Env env) { return make_handle(env, std::move(*writer)); });
 }
 
-std::unique_lock<std::mutex> acquire_writer(WriterBox& box) {
-  std::unique_lock lock(box.busy, std::try_to_lock);
-  if (!lock.owns_lock()) throw Error("Q4227", "this file writer is busy");
-  return lock;
+Claim acquire_writer(const std::shared_ptr<WriterBox>& box) {
+  Claim claim = try_claim(box);
+  if (!claim) throw Error("Q4227", "this file writer is busy");
+  return claim;
 }
 
 struct WriteRequest {
@@ -127,10 +127,7 @@ Napi::Value file_write(const Napi::CallbackInfo& info) {
   auto progress = std::make_shared<FileProgress>(info.Env(), info[5]);
   return run_async(
       info.Env(),
-      [=] {
-        const auto lock = acquire_writer(*box);
-        std::unique_lock<std::mutex> device;
-        if (store) device = acquire(*store->device());
+      [=, writer = acquire_writer(box), device = store ? acquire(store->device()) : nullptr] {
         int64_t done = 0;
         FileWriter::Options options;
         options.allow_non_finite = allow_non_finite;
@@ -152,11 +149,7 @@ Napi::Value file_commit(const Napi::CallbackInfo& info) {
   auto box = get_handle<WriterBox>(info[0]);
   auto bytes = std::make_shared<int64_t>(0);
   return run_async(
-      info.Env(),
-      [=] {
-        const auto lock = acquire_writer(*box);
-        *bytes = box->writer.commit();
-      },
+      info.Env(), [=, writer = acquire_writer(box)] { *bytes = box->writer.commit(); },
       [bytes](Napi::Env env) -> Napi::Value { return Napi::Number::New(env, static_cast<double>(*bytes)); });
 }
 

@@ -124,8 +124,7 @@ Napi::Value file_load(const Napi::CallbackInfo& info) {
   auto report = std::make_shared<LoadReport>();
   return run_async(
       info.Env(),
-      [=] {
-        const auto lock = acquire(*store->device());
+      [=, device = acquire(store->device())] {
         *report = load_entries(store->backend(), *job, *cancel,
                                [&](int64_t done, int64_t total) { progress->tell(done, total); });
       },

@@ -1,17 +1,15 @@
 // Tensor files as JavaScript sees them: index, load, read, write.
 #pragma once
-#include <mutex>
-
 #include "binding/handles.h"
 #include "core/file_writer.h"
 
 namespace q4 {
 
-// A writer and the lock that keeps its calls apart.
+// A writer and the flag that keeps its calls apart.
 struct WriterBox {
   WriterBox(std::string path, FileLayout layout) : writer(std::move(path), std::move(layout)) {}
   FileWriter writer;
-  std::mutex busy;
+  std::atomic<bool> busy{false};
 };
 
 template <>

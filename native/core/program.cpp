@@ -120,7 +120,6 @@ void Program::execute(const CancelFlag& cancel, std::vector<double>* op_seconds)
 }
 
 void Program::run(const CancelFlag& cancel, std::vector<double>* op_seconds) {
-  const auto lock = acquire(*store_->device());
   execute(cancel, op_seconds);
   backend().synchronize();
 }
@@ -140,7 +139,6 @@ bool Program::start_step(const Tensor& sampled, int slot, const CancelFlag& canc
 
 DecodeOutcome Program::decode(const std::string& tokens, const DecodeLimits& limits, const CancelFlag& cancel,
                               const std::function<void(const std::vector<int32_t>&, std::vector<uint8_t>&)>& on_step) {
-  const auto lock = acquire(*store_->device());
   const Tensor sampled = store_->find(tokens);
   if (sampled.dtype != DType::i32) throw Error("Q4510", "decode reads its tokens from an i32 tensor");
   std::vector<int32_t> step_tokens(sampled.elements());

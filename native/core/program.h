@@ -52,7 +52,10 @@ class Program {
   Program(std::shared_ptr<Store> store, const ProgramSpec& spec, std::shared_ptr<Allocation> arena);
   ~Program();
 
-  // Runs once and waits. With `op_seconds`, times every op. Q4501 when cancelled, Q4513 when the device is busy.
+  // The device, for a run or a decode that follows; whoever calls those holds it. Q4513 when it is busy.
+  Claim claim() const { return acquire(store_->device()); }
+
+  // Runs once and waits. With `op_seconds`, times every op. Q4501 when cancelled.
   void run(const CancelFlag& cancel, std::vector<double>* op_seconds);
 
   // Runs until every row of `tokens` (i32 [B] in the store) has ended. After each run `on_step` gets the sampled tokens

@@ -34,10 +34,10 @@ Tensor make_tensor(DType dtype, const std::vector<int64_t>& shape, const std::st
   return tensor;
 }
 
-std::unique_lock<std::mutex> acquire(Device& device) {
-  std::unique_lock lock(device.busy, std::try_to_lock);
-  if (!lock.owns_lock()) throw Error("Q4513", "the device is busy: a program is running");
-  return lock;
+Claim acquire(const std::shared_ptr<Device>& device) {
+  Claim claim = try_claim(device);
+  if (!claim) throw Error("Q4513", "the device is busy: a program or a file is using it");
+  return claim;
 }
 
 void Store::allocate(const std::string& name, DType dtype, const std::vector<int64_t>& shape) {

@@ -3,18 +3,18 @@
 #include <atomic>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
 #include "core/backend.h"
+#include "core/claim.h"
 
 namespace q4 {
 
-// A backend with the lock that keeps programs and store accesses apart, and a count of what is held through it.
+// A backend with the flag that keeps programs and store accesses apart, and a count of what is held through it.
 struct Device {
   std::shared_ptr<Backend> backend;
-  std::mutex busy;
+  std::atomic<bool> busy{false};
   std::atomic<int64_t> allocated_bytes{0}, peak_bytes{0};
 };
 
@@ -68,7 +68,8 @@ class Store {
 // Checks dtype, rank ≤ 4, sizes and overflow, and returns an unbound tensor. Q4510 otherwise.
 Tensor make_tensor(DType dtype, const std::vector<int64_t>& shape, const std::string& name);
 
-// Takes the device for one access; Q4513 when a program is running on it (waiting could deadlock a callback).
-std::unique_lock<std::mutex> acquire(Device& device);
+// Takes the device for one access; Q4513 when something else has it (waiting could deadlock a callback). Work for
+// another thread takes it before it is handed over: a call that returned has the device, and no later one gets ahead.
+Claim acquire(const std::shared_ptr<Device>& device);
 
 }  // namespace q4
