@@ -47,7 +47,7 @@ for (const [signal, code] of [
 ] as const) {
   test(`${signal}: a saved checkpoint, exit ${code}, and the same command goes on`, async () => {
     const home = folder(EXAMPLE_FILES);
-    const first = start(home, ['p.yaml', ...SETS], { FAKE_STEP_MS: '40' });
+    const first = start(home, ['p.yaml', ...SETS], { FAKE_STEP_MS: '400' });
     await first.said('step 1/60');
     first.child.kill(signal);
     // Under npx a Ctrl-C comes twice: it is still one.
@@ -123,7 +123,7 @@ test('a worker does not outlive its supervisor', async () => {
 test('two processes do not work in one run directory', async () => {
   const home = folder(EXAMPLE_FILES);
   const flags = ['p.yaml', ...SETS, '--run-dir', 'here'];
-  const first = start(home, flags, { FAKE_STEP_MS: '40' });
+  const first = start(home, flags, { FAKE_STEP_MS: '400' });
   await first.said('step 1/60');
   const second = await start(home, flags).ended;
   assert.is(second.code, 2);
