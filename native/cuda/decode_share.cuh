@@ -7,7 +7,7 @@
 namespace q4::gpu::decode {
 
 // The warps of a block: those that compute, those that have the weights brought, and one that finishes outputs, of few rows
-// (kFew), or of more one that prepares what is to come (decode_phases.cuh).
+// (kFew), or of more one that prepares what is to come (decode_preparation.cuh).
 constexpr int kWarps = 16, kThreads = kWarps * 32, kFinishThreads = 32;
 template <bool kFew>
 constexpr int kBringers = kFew ? 2 : 3;

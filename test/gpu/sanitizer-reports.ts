@@ -14,7 +14,7 @@ export type Tool = 'memcheck' | 'racecheck';
  * - handed to a warp that meets the others at a named barrier of its own (decode_share.cuh). It reports them even where all
  *   of these warps wait at every such barrier (`bar.sync` instead of `bar.arrive`);
  * - read, or written over, by a warp that waits for an mbarrier at which one thread arrives after all have met at a named
- *   barrier (Preparation in decode_phases.cuh). It takes only that thread's accesses for ordered: a kernel that does nothing
+ *   barrier (Preparation in decode_preparation.cuh). It takes only that thread's accesses for ordered: a kernel that does nothing
  *   else is reported, and is not when all of its threads arrive.
  */
 const NOT_FOLLOWED = [
