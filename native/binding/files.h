@@ -1,6 +1,9 @@
 // Tensor files as JavaScript sees them: index, load, read, write.
 #pragma once
+#include <atomic>
+
 #include "binding/handles.h"
+#include "core/claim.h"
 #include "core/file_writer.h"
 
 namespace q4 {

@@ -13,7 +13,7 @@ import type {
 } from '../../runtime/engine/types.js';
 import { Q4Error } from '../../runtime/errors.js';
 import type { DType } from '../../runtime/program.js';
-import { counter } from '../engine/programs.js';
+import { whileRunning } from '../engine/programs.js';
 import { dat, E4M3, quantised, safetensors, scratch, TYPE, type Piece } from './file-bytes.js';
 
 const engine = openEngine({ device: 'cpu' });
@@ -373,28 +373,19 @@ test('cancelling, and a progress callback that throws, end the load', async () =
 
 test('while a program runs a load is refused, and tells of no progress', async () => {
   const store = engine.createStore();
-  store.allocate('ids', 'i32', [1]);
   store.allocate('t', 'f32', [2]);
   const piece = { name: 'x', type: TYPE.f32, shape: [2], payload: bytesOf(Float32Array.of(1, 2)) };
   const index = await files.indexDat(dir.put('busy.dat', dat(piece)));
   const items: LoadItem[] = [{ entry: 'x', tensor: 't', part: 'data' }];
   const told: number[] = [];
   let refused: Promise<Q4Error> | undefined;
-  const run = engine.load(counter(1), store);
-  // More steps than the loop runs ahead of its callback: it has the device while the first one is told.
-  await run.decode({
-    tokens: 'ids',
-    maxTokens: 100,
-    stopTokens: [],
-    onToken: () => {
-      refused ??= refusal(files.load(store, index, items, { onProgress: (done) => told.push(done) }));
-    },
+  await whileRunning(engine, store, () => {
+    refused = refusal(files.load(store, index, items, { onProgress: (done) => told.push(done) }));
   });
   assert.is((await refused)?.code, 'Q4513');
   assert.equal(told, []);
   await files.load(store, index, items);
   assert.equal(store.read('t'), Float32Array.of(1, 2));
-  run.dispose();
   store.dispose();
 });
 
